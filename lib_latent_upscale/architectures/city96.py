@@ -1,0 +1,48 @@
+"""The convolution stack of city96/SD-Latent-Upscaler v2.1: nearest upsampling, then plain
+3x3 convolutions at the large size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .network import Network, Shapes
+
+_FIRST_BODY = 4  # index 0 is the first convolution, 1 to 3 are ReLU, upsampling, ReLU
+
+
+class City96(Network):
+    """The networks of all factors have the same keys and shapes: `scale` must be told."""
+
+    architecture = "city96"
+    signature = ("sequential.0.weight", f"sequential.{_FIRST_BODY}.weight")
+
+    def __init__(self, channels: int, dim: int, depth: int, scale: float) -> None:
+        super().__init__()
+        self.channels = channels
+        self.scale = scale
+        self.sequential = nn.ModuleDict({"0": nn.Conv2d(channels, dim, 3, 1, 1)})
+        for index in range(depth):
+            self.sequential[str(_FIRST_BODY + 2 * index)] = nn.Conv2d(dim, dim, 3, 1, 1)
+        self._last = str(_FIRST_BODY + 2 * depth)
+        self.sequential[self._last] = nn.Conv2d(dim, channels, 3, 1, 1)
+
+    @classmethod
+    def hyperparameters(cls, shapes: Shapes) -> dict[str, Any]:
+        return {
+            "channels": shapes.size("sequential.0.weight", 1),
+            "dim": shapes.size("sequential.0.weight"),
+            "depth": len(shapes.indices("sequential")) - 2,
+        }
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        # A ReLU on either side of the upsampling is one ReLU before it. The factor, not the
+        # size, decides which pixel is nearest.
+        x = F.relu(self.sequential["0"](x))
+        x = F.interpolate(x, scale_factor=self.scale, mode="nearest")
+        for key, conv in self.sequential.items():
+            if key not in ("0", self._last):
+                x = F.relu(conv(x))
+        return self.sequential[self._last](x)

@@ -1,0 +1,199 @@
+"""CRAFT: Cross-Refinement Adaptive Feature modulation Transformer (Li et al., ICCV 2023).
+
+Each step runs two branches on the same features, window attention for low and convolutions
+with a max pool for high frequencies, and lets the high ones query the low ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .layers.attention import channel_attention
+from .layers.rectangle import RectanglePair
+from .layers.restoration import RestorationNetwork
+from .layers.tokens import Conv2d, DepthwiseConv2d, Mlp, to_picture, to_tokens
+from .network import Shapes, upscale_factor
+
+
+class ShiftedRectangleBlock(nn.Module):
+    """Window attention with a depthwise convolution of the values beside it, then an MLP."""
+
+    def __init__(
+        self, dim: int, heads: int, hidden: int, split_size: tuple[int, int], *, shifted: bool
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.get_v = DepthwiseConv2d(dim)
+        # The published code shifts round the edge without a mask, and was trained so.
+        self.attns = RectanglePair(dim, heads, split_size, shifted=shifted, masked=False)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(self.norm1(x))
+        values = qkv[..., 2 * x.shape[-1] :]
+        x = x + self.proj(self.attns(qkv) + self.get_v(values))
+        return x + self.mlp(self.norm2(x))
+
+
+class HighFrequencyBlock(nn.Module):
+    """Half of the channels through a convolution, half through a max pool."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.last_fc = Conv2d(dim, dim, 1)
+        self.fc = Conv2d(dim // 2, dim // 2, 1)
+        self.conv = Conv2d(dim // 2, dim // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        local, high = x.chunk(2, dim=-1)
+        high = to_tokens(F.max_pool2d(to_picture(high), 3, 1, 1))
+        return x + self.last_fc(F.gelu(torch.cat((self.conv(local), self.fc(high)), dim=-1)))
+
+
+class FusionAttention(nn.Module):
+    """Attention between channels; queries from the high, keys and values from the low branch."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
+        self.q = Conv2d(dim, dim, 1, bias=False)
+        self.q_dwconv = DepthwiseConv2d(dim, bias=False)
+        self.kv = Conv2d(dim, 2 * dim, 1, bias=False)
+        self.kv_dwconv = DepthwiseConv2d(2 * dim, bias=False)
+        self.project_out = Conv2d(dim, dim, 1, bias=False)
+
+    def forward(self, low: Tensor, high: Tensor) -> Tensor:
+        q = self.q_dwconv(self.q(high))
+        k, v = self.kv_dwconv(self.kv(low)).chunk(2, dim=-1)
+        return self.project_out(channel_attention(q, k, v, self.temperature))
+
+
+class GatedFeedForward(nn.Module):
+    """Half of the hidden channels, through GELU, gate the other half."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.project_in = Conv2d(dim, 2 * hidden, 1, bias=False)
+        self.dwconv = DepthwiseConv2d(2 * hidden, bias=False)
+        self.project_out = Conv2d(hidden, dim, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, kept = self.dwconv(self.project_in(x)).chunk(2, dim=-1)
+        return self.project_out(F.gelu(gate) * kept)
+
+
+class FusionBlock(nn.Module):
+    """Brings the two branches together: attention, then a gated feed-forward network."""
+
+    def __init__(self, dim: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.norm1 = nn.ModuleDict({"body": nn.LayerNorm(dim)})
+        self.attn = FusionAttention(dim, heads)
+        self.norm2 = nn.ModuleDict({"body": nn.LayerNorm(dim)})
+        self.ffn = GatedFeedForward(dim, hidden)
+
+    def forward(self, low: Tensor, high: Tensor) -> Tensor:
+        x = low + self.attn(self.norm1["body"](low), high)
+        return x + self.ffn(self.norm2["body"](x))
+
+
+class Refinement(nn.Module):
+    """`depth` steps of both branches and their fusion."""
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        hidden: int,
+        fusion_hidden: int,
+        split_size: tuple[int, int],
+    ) -> None:
+        super().__init__()
+        self.srwa_blocks = nn.ModuleList(
+            ShiftedRectangleBlock(dim, heads, hidden, split_size, shifted=index % 2 == 1)
+            for index in range(2 * depth)
+        )
+        self.hfer_blocks = nn.ModuleList(HighFrequencyBlock(dim) for _ in range(depth))
+        self.hf_blocks = nn.ModuleList(FusionBlock(dim, heads, fusion_hidden) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step, (refine, fuse) in enumerate(zip(self.hfer_blocks, self.hf_blocks)):
+            low = self.srwa_blocks[2 * step + 1](self.srwa_blocks[2 * step](x))
+            x = fuse(low, refine(x))
+        return x
+
+
+class Group(nn.Module):
+    """A refinement, a convolution and a skip."""
+
+    def __init__(self, dim: int, refinement: Refinement) -> None:
+        super().__init__()
+        self.residual_group = refinement
+        self.conv = Conv2d(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(self.residual_group(x))
+
+
+class CRAFT(RestorationNetwork):
+    """Heights and widths are padded to multiples of the windows' longer side."""
+
+    architecture = "craft"
+    signature = ("layers.0.residual_group.srwa_blocks.0.qkv.weight",)
+
+    def __init__(
+        self,
+        channels: int,
+        dim: int,
+        depths: tuple[int, ...],
+        heads: int,
+        hidden: int,
+        fusion_hidden: int,
+        scale: int,
+        split_size: tuple[int, int] = (4, 16),
+    ) -> None:
+        super().__init__(channels, dim, scale)
+        self.multiple = max(split_size)
+        self.layers = nn.Sequential(
+            *(
+                Group(dim, Refinement(dim, depth, heads, hidden, fusion_hidden, tuple(split_size)))
+                for depth in depths
+            )
+        )
+        self.norm = nn.ModuleDict({"body": nn.LayerNorm(dim)})
+        self.conv_after_body = Conv2d(dim, dim)
+        self.upsample = nn.Sequential(
+            nn.Conv2d(dim, scale**2 * channels, 3, 1, 1), nn.PixelShuffle(scale)
+        )
+
+    @classmethod
+    def hyperparameters(cls, shapes: Shapes) -> dict[str, Any]:
+        first = "layers.0.residual_group."
+        channels = shapes.size("conv_first.weight", 1)
+        key = "upsample.0.weight"
+        return {
+            "channels": channels,
+            "dim": shapes.size("conv_first.weight"),
+            "depths": tuple(
+                shapes.count(f"layers.{group}.residual_group.hf_blocks")
+                for group in range(shapes.count("layers"))
+            ),
+            "heads": 2 * shapes.size(first + "srwa_blocks.0.attns.0.pos.pos3.2.weight"),
+            "hidden": shapes.size(first + "srwa_blocks.0.mlp.fc1.weight"),
+            "fusion_hidden": shapes.size(first + "hf_blocks.0.ffn.project_out.weight", 1),
+            "scale": upscale_factor(channels, shapes.size(key), key),
+        }
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.norm["body"](self.layers(x))
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        return self.upsample(to_picture(x))

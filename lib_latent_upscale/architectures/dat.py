@@ -1,0 +1,227 @@
+"""DAT: Dual Aggregation Transformer (Chen et al., ICCV 2023).
+
+Blocks of attention within windows and blocks of attention between channels take turns; each
+mixes with a depthwise convolution through gates that the two compute for each other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .layers.attention import channel_attention
+from .layers.constants import ConstantCache, fold_batch_norm
+from .layers.rectangle import RectanglePair
+from .layers.restoration import PixelShuffleTail
+from .layers.tokens import Conv2d, DepthwiseConv2d, to_picture, to_tokens
+from .network import Shapes
+
+
+class AdaptiveInteraction(nn.Module):
+    """What both kinds of attention have besides: the convolution and the two gates.
+
+    Subclasses attend; the keys (qkv, proj, dwconv, the interactions) are the same.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        squeezed_channels, squeezed_space = dim // 8, dim // 16
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.dwconv = nn.Sequential(DepthwiseConv2d(dim), nn.BatchNorm2d(dim), nn.GELU())
+        self.channel_interaction = nn.Sequential(
+            nn.Identity(),  # the published pooling has this index
+            Conv2d(dim, squeezed_channels, 1),
+            nn.BatchNorm2d(squeezed_channels),
+            nn.GELU(),
+            Conv2d(squeezed_channels, dim, 1),
+        )
+        self.spatial_interaction = nn.Sequential(
+            Conv2d(dim, squeezed_space, 1),
+            nn.BatchNorm2d(squeezed_space),
+            nn.GELU(),
+            Conv2d(squeezed_space, 1, 1),
+        )
+        self._constants = ConstantCache()
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """The depthwise branch on the values, (N, H, W, C)."""
+        return F.gelu(self._conv_norm(self.dwconv, 0, x))
+
+    def channel_gate(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) to (N, 1, 1, C), in 0..1."""
+        pooled = x.mean(dim=(1, 2), keepdim=True)
+        squeezed = F.gelu(self._conv_norm(self.channel_interaction, 1, pooled))
+        return torch.sigmoid(self.channel_interaction[4](squeezed))
+
+    def spatial_gate(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) to (N, H, W, 1), in 0..1."""
+        squeezed = F.gelu(self._conv_norm(self.spatial_interaction, 0, x))
+        return torch.sigmoid(self.spatial_interaction[3](squeezed))
+
+    def _conv_norm(self, layers: nn.Sequential, index: int, x: Tensor) -> Tensor:
+        """The convolution `layers[index]` and the batch norm behind it: one convolution in eval."""
+        conv, norm = layers[index], layers[index + 1]
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        if norm.training:
+            return to_tokens(norm(to_picture(conv(x))))
+        weights = (conv.weight, conv.bias, norm.weight, norm.bias)
+        statistics = (norm.running_mean, norm.running_var)
+        weight, bias = self._constants.get(
+            id(layers), (*weights, *statistics), lambda: fold_batch_norm(conv, norm)
+        )
+        if conv.kernel_size == (1, 1):
+            return F.linear(x, weight.flatten(1), bias)
+        return to_tokens(F.conv2d(to_picture(x), weight, bias, padding=1, groups=conv.groups))
+
+
+class SpatialAttention(AdaptiveInteraction):
+    """Attention within rectangular windows; the picture padded with zeros to whole windows."""
+
+    def __init__(self, dim: int, heads: int, split_size: tuple[int, int], *, shifted: bool) -> None:
+        super().__init__(dim)
+        self.multiple = max(split_size)
+        self.attns = RectanglePair(dim, heads, split_size, shifted=shifted, masked=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width, dim = x.shape[1:]
+        qkv = self.qkv(x)
+        convolved = self.convolve(qkv[..., 2 * dim :])
+        pad = (0, 0, 0, -width % self.multiple, 0, -height % self.multiple)
+        if any(pad):
+            qkv = F.pad(qkv, pad)
+        attended = self.attns(qkv)[:, :height, :width]
+        gate = self.channel_gate(convolved)
+        return self.proj(attended * gate + convolved * self.spatial_gate(attended))
+
+
+class ChannelAttention(AdaptiveInteraction):
+    """Attention between channels, over the whole picture."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__(dim)
+        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        convolved = self.convolve(v)
+        attended = channel_attention(q, k, v, self.temperature)
+        gate = self.channel_gate(attended)
+        return self.proj(attended * self.spatial_gate(convolved) + convolved * gate)
+
+
+class SpatialGate(nn.Module):
+    """Half of the channels, convolved, gate the other half."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.conv = DepthwiseConv2d(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, gate = x.chunk(2, dim=-1)
+        return kept * self.conv(self.norm(gate))
+
+
+class SpatialGateFeedForward(nn.Module):
+    """An MLP with a spatial gate in its middle."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.sg = SpatialGate(hidden // 2)
+        self.fc2 = nn.Linear(hidden // 2, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.sg(F.gelu(self.fc1(x))))
+
+
+class Block(nn.Module):
+    """Attention of either kind and the feed-forward network, each with norm and skip."""
+
+    def __init__(self, dim: int, hidden: int, attention: AdaptiveInteraction) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = attention
+        self.ffn = SpatialGateFeedForward(dim, hidden)
+        self.norm2 = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.ffn(self.norm2(x))
+
+
+class Group(nn.Module):
+    """Blocks in a row, a convolution and a skip."""
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        hidden: int,
+        split_size: tuple[int, int],
+        *,
+        index: int,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential()
+        for block in range(depth):
+            # Every second block attends to channels; of the others every second one, counted
+            # on through the groups' indices, has shifted windows.
+            attention = (
+                ChannelAttention(dim, heads)
+                if block % 2
+                else SpatialAttention(dim, heads, split_size, shifted=(index + block // 2) % 2 == 1)
+            )
+            self.blocks.append(Block(dim, hidden, attention))
+        self.conv = Conv2d(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(self.blocks(x))
+
+
+class DAT(PixelShuffleTail):
+    """Any height and width: its attention pads by itself, so nothing is padded outside."""
+
+    architecture = "dat"
+    signature = ("layers.0.blocks.0.attn.attns.0.pos.pos_proj.weight", "before_RG.1.weight")
+
+    def __init__(
+        self,
+        channels: int,
+        dim: int,
+        depths: tuple[int, ...],
+        heads: int,
+        hidden: int,
+        scale: int,
+        tail_dim: int,
+        split_size: tuple[int, int] = (8, 16),
+    ) -> None:
+        super().__init__(channels, dim, scale)
+        self.before_RG = nn.Sequential(nn.Identity(), nn.LayerNorm(dim))
+        self.layers = nn.Sequential(
+            *(
+                Group(dim, depth, heads, hidden, tuple(split_size), index=index)
+                for index, depth in enumerate(depths)
+            )
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.conv_after_body = Conv2d(dim, dim)
+        self._build_tail(dim, tail_dim)
+
+    @classmethod
+    def hyperparameters(cls, shapes: Shapes) -> dict[str, Any]:
+        groups = shapes.count("layers")
+        return {
+            **cls.tail_hyperparameters(shapes),
+            "depths": tuple(shapes.count(f"layers.{group}.blocks") for group in range(groups)),
+            "heads": 2 * shapes.size("layers.0.blocks.0.attn.attns.0.pos.pos3.2.weight"),
+            "hidden": shapes.size("layers.0.blocks.0.ffn.fc1.weight"),
+        }
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.norm(self.layers(self.before_RG(x)))

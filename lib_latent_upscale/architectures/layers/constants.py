@@ -1,0 +1,59 @@
+"""Values that follow from weights and sizes alone, computed once instead of at every call."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_KEPT = 8
+
+
+class ConstantCache:
+    """Keeps what `compute` gave for a key until one of the weights it came from changes.
+
+    A weight has changed when it was written to in place, replaced, cast or moved. Nothing is
+    kept while gradients are recorded, so training sees every step's weights.
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Hashable, tuple[Any, Any]] = OrderedDict()
+
+    def get(self, key: Hashable, weights: Sequence[Tensor], compute: Callable[[], Any]) -> Any:
+        """`compute()`, or what it gave the last time for this key and these weights."""
+        if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
+            return compute()
+        state = tuple(map(_state, weights))
+        kept = self._kept.get(key)
+        if kept is not None and kept[0] == state:
+            return kept[1]
+        value = compute()
+        self._kept[key] = (state, value)
+        while len(self._kept) > _KEPT:  # sizes come and go; the latest are the likeliest
+            self._kept.popitem(last=False)
+        return value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ConstantCache:
+        return ConstantCache()
+
+    def __reduce__(self) -> tuple[type[ConstantCache], tuple[()]]:
+        return ConstantCache, ()
+
+
+def _state(weight: Tensor) -> tuple[Any, ...]:
+    # Inference tensors keep no version: nothing can write to them outside inference mode.
+    version = 0 if weight.is_inference() else weight._version
+    return weight.data_ptr(), version, weight.dtype, weight.device
+
+
+def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the one convolution that `conv` and `norm` in eval mode are."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    bias = norm.bias - norm.running_mean * gain
+    if conv.bias is not None:
+        bias = bias + conv.bias * gain
+    return conv.weight * gain.view(-1, 1, 1, 1), bias

@@ -1,0 +1,125 @@
+"""The resizer of Ttl/ComfyUi_NNLatentUpscale: residual blocks that know the factor, with a
+bilinear resize of the features between two halves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .network import Network, Shapes
+
+_GROUPS = 32
+
+
+class AttentionBlock(nn.Module):
+    """Single-head attention over all positions, with a skip."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(_GROUPS, dim)
+        self.q = nn.Conv2d(dim, dim, 1)
+        self.k = nn.Conv2d(dim, dim, 1)
+        self.v = nn.Conv2d(dim, dim, 1)
+        self.proj_out = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        normed = self.norm(x)
+        q, k, v = (
+            conv(normed).flatten(2).transpose(1, 2).unsqueeze(1)  # (N, 1, H * W, C)
+            for conv in (self.q, self.k, self.v)
+        )
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(attended.squeeze(1).transpose(1, 2).unflatten(2, x.shape[-2:]))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with a skip; the embedding of the factor is added between them."""
+
+    def __init__(self, dim: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(_GROUPS, dim), nn.SiLU(), nn.Conv2d(dim, dim, 3, 1, 1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding_dim, dim))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(_GROUPS, dim),
+            nn.SiLU(),
+            nn.Identity(),  # the published dropout has this index
+            nn.Conv2d(dim, dim, 3, 1, 1),
+        )
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        hidden = self.in_layers(x) + self.emb_layers(embedding)[..., None, None]
+        return x + self.out_layers(hidden)
+
+
+class Ttl(Network):
+    """Any target size; trained for factors from 1 to 2 (`max_scale`).
+
+    `in_blocks` and `out_blocks` say of each block in turn whether it attends.
+    """
+
+    architecture = "ttl"
+    signature = ("in_blocks.0.emb_layers.1.weight", "embed.0.weight")
+
+    max_scale = 2.0
+    scale = None
+
+    def __init__(
+        self,
+        channels: int,
+        dim: int,
+        embedding_dim: int,
+        in_blocks: tuple[bool, ...],
+        out_blocks: tuple[bool, ...],
+    ) -> None:
+        super().__init__()
+
+        def blocks(attends: tuple[bool, ...]) -> nn.ModuleList:
+            return nn.ModuleList(
+                AttentionBlock(dim) if attend else ResidualBlock(dim, embedding_dim)
+                for attend in attends
+            )
+
+        self.channels = channels
+        self.conv_in = nn.Conv2d(channels, dim, 3, 1, 1)
+        self.embed = nn.Sequential(
+            nn.Linear(1, embedding_dim), nn.SiLU(), nn.Linear(embedding_dim, embedding_dim)
+        )
+        self.in_blocks = blocks(in_blocks)
+        self.out_blocks = blocks(out_blocks)
+        self.norm_out = nn.GroupNorm(_GROUPS, dim)
+        self.conv_out = nn.Conv2d(dim, channels, 3, 1, 1)
+
+    @classmethod
+    def hyperparameters(cls, shapes: Shapes) -> dict[str, Any]:
+        def attends(half: str) -> tuple[bool, ...]:
+            return tuple(
+                f"{half}.{index}.q.weight" in shapes for index in range(shapes.count(half))
+            )
+
+        return {
+            "channels": shapes.size("conv_in.weight", 1),
+            "dim": shapes.size("conv_in.weight"),
+            "embedding_dim": shapes.size("embed.0.weight"),
+            "in_blocks": attends("in_blocks"),
+            "out_blocks": attends("out_blocks"),
+        }
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        if size is None:
+            raise ValueError("this network has no factor of its own: give forward a size")
+        if tuple(size) == tuple(x.shape[-2:]):
+            return x
+        factor = torch.tensor([[size[1] / x.shape[-1] - 1]], dtype=x.dtype, device=x.device)
+        embedding = self.embed(factor)
+        x = self.conv_in(x)
+        for block in self.in_blocks:
+            x = block(x, embedding)
+        x = F.interpolate(x, size=size, mode="bilinear")
+        for block in self.out_blocks:
+            x = block(x, embedding)
+        return self.conv_out(F.silu(self.norm_out(x)))
