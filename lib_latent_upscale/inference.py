@@ -1,0 +1,233 @@
+"""From a latent to a larger latent: scales, sizes and passes round a network."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import weights
+from .architectures import Network, StateDictError, from_state_dict, identify
+from .catalog import CATALOG, Entry, by_file_name
+from .resample import resample
+from .spaces import RAW, SPACES, LatentScale, LatentSpace
+
+
+class Interrupted(Exception):
+    """The caller's `should_stop` answered yes while a network ran."""
+
+
+class LatentUpscaler:
+    """A network with what it takes to use it on latents in UNet scale.
+
+    network: the network, in eval mode.
+    space: the latent space of its latents.
+    input_scale: the scale in which the network itself takes and gives them.
+    name: what messages call it: the catalogue's id or the file's name.
+    entry: the catalogue's entry, or None for a file that is in no catalogue.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        space: LatentSpace,
+        input_scale: LatentScale,
+        name: str,
+        entry: Entry | None = None,
+    ) -> None:
+        if network.channels != space.channels:
+            raise weights.WeightsError(
+                f"{name} takes latents of {network.channels} channels; those of {space.label} "
+                f"have {space.channels}"
+            )
+        self.network = network
+        self.space = space
+        self.input_scale = input_scale
+        self.name = name
+        self.entry = entry
+        self._stop = threading.local()
+        _before_each_step(network, self._check_stop)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.network.parameters()).dtype
+
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> LatentUpscaler:
+        """Moves the network, and casts it if `dtype` is given; returns self."""
+        self.network.to(device=device, dtype=dtype)
+        return self
+
+    def __call__(
+        self,
+        latent: Tensor,
+        size: tuple[int, int],
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Tensor:
+        """A latent (N, C, H, W) in UNet scale as (N, C, *size) in UNet scale.
+
+        Dtype and device of the result are the input's. At the network's factor the result is
+        the network's; other sizes take as many passes as bring both sides to the target or
+        past it, then antialiased resampling. A target that is no larger than the input on
+        either axis is resampled only, and the input's own size gives the input back.
+
+        should_stop: asked before every step inside the network; on True the call raises
+            `Interrupted`.
+
+        Raises `ValueError` for a latent that is not four-dimensional floating point or has
+        another number of channels, and for a size that is not positive.
+        """
+        height, width = self._check(latent, size)
+        if (height, width) == tuple(latent.shape[-2:]):
+            return latent
+        with torch.no_grad(), _no_autocast(self.device), self._stopping(should_stop):
+            x = latent.to(self.device, torch.float32)
+            if height > x.shape[-2] or width > x.shape[-1]:
+                x = self.space.unet.to(self.input_scale, x)
+                x = self._passes(x.to(self.dtype), (height, width)).float()
+                x = self.input_scale.to(self.space.unet, x)
+            return resample(x, (height, width)).to(latent.device, latent.dtype)
+
+    def _passes(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """The network, run until both sides reach `size` (the last pass may go past it)."""
+        while x.shape[-2] < size[0] or x.shape[-1] < size[1]:
+            if self.network.scale is None:
+                x = self.network(x, size=self._step(x, size))
+            else:
+                x = self.network(x)
+        return x
+
+    def _step(self, x: Tensor, size: tuple[int, int]) -> tuple[int, int]:
+        """The next size on the way to `size` for a network that takes any within its range."""
+        largest = getattr(self.network, "max_scale", 2.0)
+        # Never smaller: the network only enlarges, and the resampling at the end does the rest.
+        height, width = (
+            min(max(target, side), int(side * largest)) for side, target in zip(x.shape[-2:], size)
+        )
+        return height, width
+
+    def _check(self, latent: Tensor, size: tuple[int, int]) -> tuple[int, int]:
+        if latent.dim() != 4 or not latent.is_floating_point():
+            raise ValueError(
+                "a latent is a floating-point tensor (N, C, H, W); this one is "
+                f"{latent.dtype} of shape {tuple(latent.shape)}"
+            )
+        if latent.shape[1] != self.space.channels:
+            raise ValueError(
+                f"{self.name} takes latents of {self.space.label}, which have "
+                f"{self.space.channels} channels; this one has {latent.shape[1]}"
+            )
+        height, width = (int(side) for side in size)
+        if height < 1 or width < 1 or not latent.numel():
+            raise ValueError(f"nothing to upscale: {tuple(latent.shape)} to {height}x{width}")
+        return height, width
+
+    @contextmanager
+    def _stopping(self, should_stop: Callable[[], bool] | None) -> Any:
+        self._stop.asked = should_stop
+        try:
+            yield
+        finally:
+            self._stop.asked = None
+
+    def _check_stop(self, *_: Any) -> None:
+        asked = getattr(self._stop, "asked", None)
+        if asked is not None and asked():
+            raise Interrupted(f"{self.name} was interrupted")
+
+
+def load(
+    id_or_path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    space: str | None = None,
+) -> LatentUpscaler:
+    """The upscaler of a catalogue id (`bundled-sd15`) or of a file of weights.
+
+    A file under a published name gets that entry's latent space and input scale; another one
+    what its metadata say (`space`, `input`: "raw" or "unet", hyperparameters), with `space`
+    ("sd15", "sdxl", "sd3", "flux") for a file without.
+
+    Raises `WeightsError`: an unknown id, a file that is missing, damaged or of no architecture
+    known here, or one whose latent space nothing tells.
+    """
+    entry = CATALOG.get(str(id_or_path))
+    path = weights.find(entry) if entry is not None else Path(id_or_path)
+    if entry is None:
+        if not path.is_file():
+            raise weights.WeightsError(
+                f"{id_or_path}: neither a file nor one of the models {', '.join(CATALOG)}"
+            )
+        entry = by_file_name(path.name)
+    content = weights.read(path)
+    chosen, input_scale = _latents_of(path, content, entry, space)
+    try:
+        network = from_state_dict(content.tensors, **_told(content, entry))
+    except (StateDictError, TypeError) as error:
+        raise weights.WeightsError(f"{path}: {error}") from error
+    network.requires_grad_(False).to(device=device, dtype=dtype)
+    name = entry.id if entry is not None else path.name
+    return LatentUpscaler(network, chosen, input_scale, name, entry)
+
+
+def _latents_of(
+    path: Path, content: weights.Weights, entry: Entry | None, told: str | None
+) -> tuple[LatentSpace, LatentScale]:
+    """The latent space of a file and the scale that its network wants."""
+    if entry is not None and told in (None, entry.space.id):
+        return entry.space, entry.input_scale
+    space_id = told or content.metadata.get("space")
+    space = SPACES.get(space_id or "")
+    if space is None:
+        raise weights.WeightsError(
+            f"{path}: which latent space it is for ({', '.join(SPACES)}) is told neither by its "
+            f"name nor by its metadata: tell it"
+            + (f"; {space_id!r} is none of them" if space_id else "")
+        )
+    return space, space.unet if content.metadata.get("input") == "unet" else RAW
+
+
+def _told(content: weights.Weights, entry: Entry | None) -> dict[str, Any]:
+    """Hyperparameters that weights do not show: of the metadata, else of the catalogue."""
+    told = dict(entry.hyperparameters) if entry is not None else {}
+    try:
+        names = inspect.signature(identify(content.tensors)).parameters
+    except StateDictError:
+        return told  # from_state_dict will say so
+    for name in names:
+        value = content.hyperparameter(name)
+        if value is not None:
+            told[name] = tuple(value) if isinstance(value, list) else value
+    return told
+
+
+def _before_each_step(network: nn.Module, check: Callable[..., None]) -> None:
+    """Calls `check` before every block: every module in a list or sequence of modules."""
+    for module in network.modules():
+        if isinstance(module, (nn.Sequential, nn.ModuleList)):
+            for step in module:
+                step.register_forward_pre_hook(check)
+
+
+@contextmanager
+def _no_autocast(device: torch.device) -> Any:
+    """Keeps a caller's autocast from choosing the network's precision."""
+    kinds = {"cpu", device.type} & {"cpu", "cuda", "xpu"}
+    contexts = [torch.autocast(kind, enabled=False) for kind in sorted(kinds)]
+    for context in contexts:
+        context.__enter__()
+    try:
+        yield
+    finally:
+        for context in reversed(contexts):
+            context.__exit__(None, None, None)
