@@ -169,13 +169,15 @@ def load(
                 f"{id_or_path}: neither a file nor one of the models {', '.join(CATALOG)}"
             )
         entry = by_file_name(path.name)
-    content = weights.read(path)
-    chosen, input_scale = _latents_of(path, content, entry, space)
-    try:
-        network = from_state_dict(content.tensors, **_told(content, entry))
-    except (StateDictError, TypeError) as error:
-        raise weights.WeightsError(f"{path}: {error}") from error
-    network.requires_grad_(False).to(device=device, dtype=dtype)
+    # A host's inference mode would make tensors of them that nothing outside it may write to.
+    with torch.inference_mode(False):
+        content = weights.read(path)
+        chosen, input_scale = _latents_of(path, content, entry, space)
+        try:
+            network = from_state_dict(content.tensors, **_told(content, entry))
+        except (StateDictError, TypeError) as error:
+            raise weights.WeightsError(f"{path}: {error}") from error
+        network.requires_grad_(False).to(device=device, dtype=dtype)
     name = entry.id if entry is not None else path.name
     return LatentUpscaler(network, chosen, input_scale, name, entry)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,22 @@ def find(entry: Entry, folders: Iterable[Path] | None = None) -> Path:
         f"{entry.file.url} ({entry.file.size / 1e6:.0f} MB), put the file there under the name "
         f"{entry.file.name}, and start the job again."
     )
+
+
+def short_hash(path: Path) -> str:
+    """The first ten digits of the file's sha256, as the WebUIs name checkpoints."""
+    stat = path.stat()
+    return _sha256(path, stat.st_mtime_ns, stat.st_size)[:10]
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, modified: int, size: int) -> str:
+    """The file's sha256; the other arguments make a changed file another one."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def read(path: Path) -> Weights:

@@ -1,0 +1,25 @@
+"""The extension inside a WebUI: AUTOMATIC1111, Forge or reForge.
+
+Only this package and `scripts/` import the WebUI's modules.
+"""
+
+from __future__ import annotations
+
+from . import hires, settings
+
+
+def install() -> None:
+    """Puts the upscalers into the WebUI; called when the script file is imported.
+
+    Being called twice is the same as once. "Reload UI" undoes it by `uninstall` first.
+    """
+    from modules import script_callbacks
+
+    hires.install()
+    script_callbacks.on_ui_settings(settings.add)
+    script_callbacks.on_script_unloaded(uninstall)
+
+
+def uninstall() -> None:
+    """Takes out what `install` put in."""
+    hires.uninstall()

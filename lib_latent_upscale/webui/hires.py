@@ -1,0 +1,144 @@
+"""The hires pass: the upscalers in its dropdown, and the network in place of interpolation.
+
+The host knows latent upscalers as a dictionary from names to modes of `interpolate`. Ours are
+entries of it like its own, so that every place that lists or checks upscalers has them. Two
+methods of the txt2img job are wrapped: `init`, to find the model and to refuse what cannot work
+before the first pass, and `sample_hr_pass`, to hand it a latent that upscales itself.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from .. import weights
+from ..cache import UpscalerCache
+from ..catalog import CATALOG, Entry, by_label, entries
+from ..inference import Interrupted, LatentUpscaler
+from ..resample import resample
+from ..spaces import LatentSpace
+from . import host, settings
+from .hooked import HookedLatent, unhook
+from .wrapping import unwrap, wrap
+
+NEURAL = "Latent (neural)"
+"""The entry that picks the default model of the checkpoint's latent space."""
+
+# What a caller gets that interpolates without meeting the hook.
+_MODE = {"mode": "bicubic", "antialias": True}
+
+_UPSCALER = "latent_upscale_upscaler"  # the attribute of a job that holds its upscaler
+
+_cache = UpscalerCache()
+
+
+def labels() -> list[str]:
+    """The names of our upscalers, in the order of the dropdown."""
+    return [NEURAL, *(entry.label for entry in CATALOG.values())]
+
+
+def install() -> None:
+    """Adds the upscalers and wraps the txt2img job. Twice is the same as once."""
+    from modules import processing, shared
+
+    for label in labels():
+        shared.latent_upscale_modes[label] = dict(_MODE)
+    wrap(processing.StableDiffusionProcessingTxt2Img, "init", _init)
+    wrap(processing.StableDiffusionProcessingTxt2Img, "sample_hr_pass", _sample_hr_pass)
+
+
+def uninstall() -> None:
+    """Undoes `install`, and forgets the models that are loaded."""
+    from modules import processing, shared
+
+    for label in labels():
+        shared.latent_upscale_modes.pop(label, None)
+    unwrap(processing.StableDiffusionProcessingTxt2Img, "init")
+    unwrap(processing.StableDiffusionProcessingTxt2Img, "sample_hr_pass")
+    _cache.clear()
+
+
+def _init(original: Any, p: Any, *args: Any, **kwargs: Any) -> Any:
+    setattr(p, _UPSCALER, None)  # of an earlier run: X/Y/Z copies the job with its attributes
+    result = original(p, *args, **kwargs)
+    if p.enable_hr and p.hr_upscaler in labels():
+        setattr(p, _UPSCALER, _prepare(p))
+    return result
+
+
+def _prepare(p: Any) -> LatentUpscaler:
+    """The model for a job, loaded, and its name for the infotext.
+
+    Raises `ValueError` or `WeightsError` for what cannot work, while nothing is lost yet.
+    """
+    entry = _choose(p.hr_upscaler, host.checkpoint_space(p.sd_model))
+    hires_checkpoint = getattr(p, "hr_checkpoint_info", None)
+    if hires_checkpoint is not None:
+        _check_hires_space(entry.space, host.checkpoint_file_space(hires_checkpoint.filename))
+    path = weights.find(entry)
+    upscaler = _cache.get(path)
+    if p.hr_upscaler == NEURAL:
+        p.extra_generation_params[settings.default_infotext(entry.space)] = entry.label
+    p.extra_generation_params["Latent upscaler hash"] = weights.short_hash(path)
+    return upscaler
+
+
+def _choose(label: str, space: LatentSpace | None) -> Entry:
+    """The entry that a label means for a checkpoint of that latent space."""
+    if space is None:
+        raise ValueError(
+            f"{label}: this checkpoint's latents are of a kind that no latent upscaler here is "
+            "made for. Choose another hires upscaler."
+        )
+    entry = settings.default_entry(space) if label == NEURAL else by_label(label)
+    if entry is not None and entry.space is space:
+        return entry
+    fitting = [entry.label for entry in entries(space)]
+    advice = f"Choose one of these: {', '.join(fitting)}." if fitting else "There is none yet."
+    which = f"{label} is for {entry.space.label} latents, but" if entry else f"{label}:"
+    raise ValueError(f"{which} this checkpoint needs one for {space.label}. {advice}")
+
+
+def _check_hires_space(space: LatentSpace, other: LatentSpace | None) -> None:
+    """Raises `ValueError` where the hires checkpoint has another latent space than the first."""
+    if other is not None and other is not space:
+        raise ValueError(
+            f"the hires checkpoint is for {other.label} latents, that of the first pass for "
+            f"{space.label}: no latent can go from one to the other. Choose a hires checkpoint "
+            f"for {space.label}, or an upscaler that works on the picture."
+        )
+
+
+def _sample_hr_pass(original: Any, p: Any, samples: Any, *args: Any, **kwargs: Any) -> Any:
+    upscaler: LatentUpscaler | None = getattr(p, _UPSCALER, None)
+    if upscaler is None or not isinstance(samples, Tensor):
+        return original(p, samples, *args, **kwargs)
+    if getattr(p, "hr_checkpoint_info", None) is not None:  # loaded by now, if it could not be read
+        _check_hires_space(upscaler.space, host.checkpoint_space(p.sd_model))
+    hooked = HookedLatent.of(samples, partial(_upscale, upscaler))
+    return unhook(original(p, hooked, *args, **kwargs))  # an interrupted job returns its argument
+
+
+def _upscale(upscaler: LatentUpscaler, latent: Tensor, size: tuple[int, int]) -> Tensor:
+    """The latent (N, C, H, W) of the first pass as (N, C, *size), on its own device."""
+    device = latent.device
+    started = time.perf_counter()
+    try:
+        host.make_room(device)
+        result = upscaler.to(device)(latent, size, should_stop=host.interrupted)
+    except Interrupted:
+        # The host goes on with any latent of the right size, and stops by itself.
+        return resample(latent, size).to(latent.dtype)
+    finally:
+        if device.type != "cpu":
+            upscaler.to("cpu")
+            host.give_back()
+    (height, width), seconds = latent.shape[-2:], time.perf_counter() - started
+    print(
+        f"Latent upscale: {upscaler.name}, {width}x{height} to {size[1]}x{size[0]} "
+        f"in {seconds:.2f} s on {device}"
+    )
+    return result

@@ -1,0 +1,101 @@
+"""What has to be asked of the host, and how each of the three is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..spaces import FLUX, SD3, SD15, SDXL, LatentSpace, find_space
+
+# Keys that only checkpoints of one family have, in the layouts that the WebUIs load.
+_TELLING_KEYS = (
+    ("conditioner.embedders.0.", SDXL),
+    ("model.diffusion_model.joint_blocks.", SD3),
+    ("joint_blocks.", SD3),
+    ("model.diffusion_model.double_blocks.", FLUX),
+    ("double_blocks.", FLUX),
+    ("cond_stage_model.", SD15),
+)
+
+
+def checkpoint_space(model: Any) -> LatentSpace | None:
+    """The latent space of a loaded checkpoint; None for one that is not known here.
+
+    By the numbers that the host itself scales latents with: they say the same in every host,
+    and cannot be mistaken where a family's flag covers several VAEs.
+    """
+    forge = getattr(model, "forge_objects", None)
+    # reForge, and A1111 for SD3: a format object.
+    scale = getattr(model, "latent_format", None) or _path(
+        forge, "unet", "model", "model_config", "latent_format"
+    )
+    factor = getattr(scale, "scale_factor", None)
+    shift = getattr(scale, "shift_factor", None)
+    channels = getattr(scale, "latent_channels", None)
+    if factor is None:  # Forge: the VAE itself
+        vae = _path(forge, "vae", "first_stage_model")
+        factor, shift = getattr(vae, "scaling_factor", None), getattr(vae, "shift_factor", None)
+        channels = _path(forge, "vae", "latent_channels")
+    if factor is None:  # A1111
+        factor = getattr(model, "scale_factor", None)
+    if channels is None:
+        channels = getattr(model, "latent_channels", None) or (16 if factor and shift else 4)
+    if factor is None:
+        return None
+    return find_space(int(channels), float(factor), float(shift or 0.0))
+
+
+def checkpoint_file_space(path: str | Path) -> LatentSpace | None:
+    """The latent space of a checkpoint that is not loaded, by the keys in its file.
+
+    None if they do not tell, as for a pickle, which is not opened.
+    """
+    if not str(path).endswith(".safetensors"):
+        return None
+    try:
+        with safe_open(str(path), "pt") as file:
+            keys = list(file.keys())
+    except (SafetensorError, OSError):
+        return None  # the host will say what is wrong with it
+    for prefix, space in _TELLING_KEYS:
+        if any(key.startswith(prefix) for key in keys):
+            return space
+    return None
+
+
+def _path(value: Any, *names: str) -> Any:
+    for name in names:
+        value = getattr(value, name, None)
+    return value
+
+
+def make_room(device: torch.device) -> None:
+    """Frees some memory on the device that the hires pass runs on, as the host's own image
+    upscalers do before they load a model."""
+    if device.type == "cpu":
+        return
+    from modules import devices
+
+    try:  # Forge
+        from modules_forge.utils import prepare_free_memory
+    except ImportError:
+        devices.torch_gc()
+    else:
+        prepare_free_memory()
+
+
+def give_back() -> None:
+    """Lets the host have the memory that the network used."""
+    from modules import devices
+
+    devices.torch_gc()
+
+
+def interrupted() -> bool:
+    """Whether the user pressed Interrupt or Skip."""
+    from modules import shared
+
+    return bool(shared.state.interrupted or shared.state.skipped)
