@@ -17,11 +17,11 @@ from .compact import Compact
 from .craft import CRAFT
 from .dat import DAT
 from .drct import DRCT
-from .network import Network, Shapes, StateDictError, as_float32, is_derived, to_state_dict
+from .network import Network, Shapes, StateDictError, as_float32, is_derived
 from .swinfir import SwinFIR
 from .ttl import Ttl
 
-__all__ = ["NETWORKS", "Network", "StateDictError", "from_state_dict", "identify", "to_state_dict"]
+__all__ = ["NETWORKS", "Network", "StateDictError", "from_state_dict", "identify"]
 
 NETWORKS: tuple[type[Network], ...] = (DAT, CRAFT, SwinFIR, DRCT, City96, Ttl, Compact)
 
@@ -64,10 +64,9 @@ def from_state_dict(state_dict: Mapping[str, Tensor], **hyperparameters: Any) ->
     _check_arguments(network_class, arguments)
     with torch.device("meta"):  # shapes only: no time is lost on initial weights
         network = network_class(**arguments)
-    wanted = network.state_dict()
-    _check_weights(weights, {key: value for key, value in wanted.items() if not is_derived(key)})
+    _check_weights(weights, network.to_state_dict())
     loaded = {key: as_float32(value, key) for key, value in weights.items()}
-    for key in wanted.keys() - loaded.keys():  # the batch counters, which eval never reads
+    for key in network.state_dict().keys() - loaded.keys():  # batch counters, unused in eval
         loaded[key] = torch.zeros((), dtype=torch.int64)
     network.load_state_dict(loaded, assign=True)
     return network.eval()

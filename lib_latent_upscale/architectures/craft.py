@@ -164,7 +164,7 @@ class CRAFT(RestorationNetwork):
         self.multiple = max(split_size)
         self.layers = nn.Sequential(
             *(
-                Group(dim, Refinement(dim, depth, heads, hidden, fusion_hidden, tuple(split_size)))
+                Group(dim, Refinement(dim, depth, heads, hidden, fusion_hidden, split_size))
                 for depth in depths
             )
         )

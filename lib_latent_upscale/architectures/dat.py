@@ -68,11 +68,8 @@ class AdaptiveInteraction(nn.Module):
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         if norm.training:
             return to_tokens(norm(to_picture(conv(x))))
-        weights = (conv.weight, conv.bias, norm.weight, norm.bias)
-        statistics = (norm.running_mean, norm.running_var)
-        weight, bias = self._constants.get(
-            id(layers), (*weights, *statistics), lambda: fold_batch_norm(conv, norm)
-        )
+        weights = (*conv.parameters(), *norm.parameters(), *norm.buffers())
+        weight, bias = self._constants.get(id(layers), weights, lambda: fold_batch_norm(conv, norm))
         if conv.kernel_size == (1, 1):
             return F.linear(x, weight.flatten(1), bias)
         return to_tokens(F.conv2d(to_picture(x), weight, bias, padding=1, groups=conv.groups))
@@ -205,7 +202,7 @@ class DAT(PixelShuffleTail):
         self.before_RG = nn.Sequential(nn.Identity(), nn.LayerNorm(dim))
         self.layers = nn.Sequential(
             *(
-                Group(dim, depth, heads, hidden, tuple(split_size), index=index)
+                Group(dim, depth, heads, hidden, split_size, index=index)
                 for index, depth in enumerate(depths)
             )
         )

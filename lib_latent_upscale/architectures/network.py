@@ -92,6 +92,12 @@ class Network(nn.Module):
         # The small term keeps 20 * 1.15 = 22.999... from losing a row.
         return int(height * self.scale + 1e-6), int(width * self.scale + 1e-6)
 
+    def to_state_dict(self) -> dict[str, Tensor]:
+        """The weights under their published keys, without the derived entries."""
+        return {
+            key: value.detach() for key, value in self.state_dict().items() if not is_derived(key)
+        }
+
 
 def is_derived(key: str) -> bool:
     """Whether published files carry `key` although the architecture alone determines it.
@@ -104,13 +110,6 @@ def is_derived(key: str) -> bool:
 
 
 _DERIVED = frozenset({"rpe_biases", "biases_h", "biases_v", "num_batches_tracked"})
-
-
-def to_state_dict(network: nn.Module) -> dict[str, Tensor]:
-    """The network's weights under their published keys, without the derived entries."""
-    return {
-        key: value.detach() for key, value in network.state_dict().items() if not is_derived(key)
-    }
 
 
 def upscale_factor(in_channels: int, out_channels: int, key: str) -> int:

@@ -15,8 +15,9 @@ def install() -> None:
     """
     from modules import script_callbacks
 
+    # Not from on_ui_settings: with --nowebui that never comes, and the API could not set them.
+    settings.add()
     hires.install()
-    script_callbacks.on_ui_settings(settings.add)
     script_callbacks.on_script_unloaded(uninstall)
 
 

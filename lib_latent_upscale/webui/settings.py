@@ -19,7 +19,7 @@ def default_infotext(space: LatentSpace) -> str:
 
 
 def add() -> None:
-    """Adds the settings; the callback of `script_callbacks.on_ui_settings`."""
+    """Adds the settings, or leaves them as they are where they have been added."""
     import gradio as gr
     from modules import shared
 

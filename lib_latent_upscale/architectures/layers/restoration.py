@@ -41,6 +41,10 @@ class RestorationNetwork(Network):
 class PixelShuffleTail(RestorationNetwork):
     """The "pixelshuffle" tail: a convolution to `tail_dim`, one shuffle for each factor."""
 
+    conv_before_upsample: nn.Sequential
+    upsample: nn.Sequential
+    conv_last: nn.Conv2d
+
     def _build_tail(self, dim: int, tail_dim: int) -> None:
         assert isinstance(self.scale, int)
         self.conv_before_upsample = nn.Sequential(Conv2d(dim, tail_dim), nn.LeakyReLU())

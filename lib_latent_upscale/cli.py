@@ -1,0 +1,115 @@
+"""The command line: python -m lib_latent_upscale list | upscale | demo."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import latent_files, weights
+from .catalog import CATALOG
+from .inference import LatentUpscaler, load
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status. Errors of the user's are one line on stderr."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (weights.WeightsError, latent_files.LatentFileError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lib_latent_upscale",
+        description="Upscales latents of Stable Diffusion models with trained networks.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    listing = commands.add_parser("list", help="list the models, and which are here")
+    listing.set_defaults(run=_list)
+
+    upscale = commands.add_parser(
+        "upscale",
+        help="upscale a latent",
+        description="Upscales a latent (N, C, H, W): .safetensors and .npy in UNet scale, "
+        "ComfyUI's .latent in its own. The ending of OUT tells what is written.",
+    )
+    upscale.add_argument("input", metavar="IN", type=Path)
+    upscale.add_argument("output", metavar="OUT", type=Path)
+    upscale.add_argument(
+        "--model", default="bundled-sd15", metavar="ID", help="an id of the list, or a file"
+    )
+    upscale.add_argument("--space", choices=("sd15", "sdxl", "sd3", "flux"), help=argparse.SUPPRESS)
+    target = upscale.add_mutually_exclusive_group()
+    target.add_argument("--scale", type=float, metavar="F", help="the factor (2)")
+    target.add_argument(
+        "--size",
+        type=_size,
+        metavar="HxW",
+        help="the target, in latent pixels (1/8 of the picture's)",
+    )
+    upscale.add_argument("--device", default="cpu", help="cpu, cuda, mps, ... (cpu)")
+    upscale.set_defaults(run=_upscale)
+
+    demo = commands.add_parser("demo", help="upscale a real latent and show it beside bicubic")
+    demo.add_argument("--out", type=Path, default=Path("out/demo.png"), metavar="FILE")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match or not int(match[1]) or not int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: HEIGHTxWIDTH, as in 96x128")
+    return int(match[1]), int(match[2])
+
+
+def _list(options: argparse.Namespace) -> None:
+    rows = [("id", "label", "space", "factor", "MB", "licence", "here")]
+    for entry in CATALOG.values():
+        try:
+            here = weights.find(entry).name
+        except weights.MissingWeightsError:
+            here = "no"
+        factor = f"{entry.factor:g}" if entry.factor else "1 to 2"
+        size = f"{entry.file.size / 1e6:.0f}"
+        rows.append((entry.id, entry.label, entry.space.label, factor, size, entry.licence, here))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+def _upscale(options: argparse.Namespace) -> None:
+    latent_files.check_suffix(options.output)
+    upscaler = load(options.model, options.device, space=options.space)
+    latent = latent_files.read(options.input, upscaler.space)
+    size = options.size or _scaled(latent.shape[-2:], options.scale, upscaler)
+    started = time.perf_counter()
+    result = upscaler(latent, size)
+    seconds = time.perf_counter() - started
+    latent_files.write(options.output, result, upscaler.space)
+    print(
+        f"{options.output}: {tuple(latent.shape)} to {tuple(result.shape)} with {upscaler.name} "
+        f"in {seconds:.2f} s"
+    )
+
+
+def _scaled(size: Sequence[int], scale: float | None, upscaler: LatentUpscaler) -> tuple[int, int]:
+    factor = scale if scale is not None else upscaler.network.scale or 2.0
+    if not 0 < factor <= 64:
+        raise ValueError(f"--scale {factor:g}: a factor above 0 and up to 64 expected")
+    height, width = (max(1, round(side * factor)) for side in size)
+    return height, width
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from . import demo
+
+    demo.run(options.out)
