@@ -19,7 +19,7 @@ from ..cache import UpscalerCache
 from ..catalog import CATALOG, Entry, by_label, entries
 from ..inference import Interrupted, LatentUpscaler
 from ..resample import resample
-from ..spaces import LatentSpace
+from ..spaces import SPACES, LatentSpace
 from . import host, settings
 from .hooked import HookedLatent, unhook
 from .wrapping import unwrap, wrap
@@ -31,6 +31,7 @@ NEURAL = "Latent (neural)"
 _MODE = {"mode": "bicubic", "antialias": True}
 
 _UPSCALER = "latent_upscale_upscaler"  # the attribute of a job that holds its upscaler
+_HASH = "Latent upscaler hash"  # of the file, in the infotext
 
 _cache = UpscalerCache()
 
@@ -62,7 +63,10 @@ def uninstall() -> None:
 
 
 def _init(original: Any, p: Any, *args: Any, **kwargs: Any) -> Any:
-    setattr(p, _UPSCALER, None)  # of an earlier run: X/Y/Z copies the job with its attributes
+    # X/Y/Z runs copies of one job, with the attributes and the one infotext of the run before.
+    setattr(p, _UPSCALER, None)
+    for name in (_HASH, *map(settings.default_infotext, SPACES.values())):
+        p.extra_generation_params.pop(name, None)
     result = original(p, *args, **kwargs)
     if p.enable_hr and p.hr_upscaler in labels():
         setattr(p, _UPSCALER, _prepare(p))
@@ -82,7 +86,7 @@ def _prepare(p: Any) -> LatentUpscaler:
     upscaler = _cache.get(path)
     if p.hr_upscaler == NEURAL:
         p.extra_generation_params[settings.default_infotext(entry.space)] = entry.label
-    p.extra_generation_params["Latent upscaler hash"] = weights.short_hash(path)
+    p.extra_generation_params[_HASH] = weights.short_hash(path)
     return upscaler
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional as F
 
 Answer = Callable[[Tensor, tuple[int, int]], Tensor]
 
@@ -39,9 +40,9 @@ class HookedLatent(Tensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        # By name: an extension may have put its own function in interpolate's place, which
-        # calls the original one with this tensor.
-        if getattr(func, "__name__", "") == "interpolate":
+        # An extension may have put its own function in interpolate's place, and call the
+        # original: torch then names either of them here.
+        if func is F.interpolate or getattr(func, "__name__", "") == "interpolate":
             latent = args[0] if args else kwargs.get("input")
             size = args[1] if len(args) > 1 else kwargs.get("size")
             if isinstance(latent, cls) and size is not None:

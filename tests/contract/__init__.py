@@ -1,0 +1,1 @@
+"""Contracts between the extension and a WebUI: the double, or a real one (`--webui DIR`)."""

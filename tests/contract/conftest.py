@@ -1,0 +1,86 @@
+"""The host that the contract tests ask: the double in its variants, or a real WebUI."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ..webui.double import VARIANTS, Double, Job
+from .real import RealWebUI
+
+
+class Host(Protocol):
+    """What a contract test may ask of a WebUI."""
+
+    models: Path
+    """A folder in which the extension looks for weights before its own."""
+
+    def latent_upscale_modes(self) -> list[str]: ...
+
+    def checkpoint(self, space: str) -> str:
+        """The name of a checkpoint of that latent space; skips the test if there is none."""
+
+    def txt2img(self, payload: dict[str, Any], checkpoint: str = "sd15") -> Job: ...
+
+    def xyz(self, payload: dict[str, Any], upscalers: list[str]) -> Job:
+        """The X/Y/Z script over hires upscalers; its first picture is the grid."""
+
+
+class _DoubleHost:
+    def __init__(self, variant: str, models: Path) -> None:
+        self.models = models
+        self.double = Double(variant=variant)
+        key = "conditioner.embedders.0.transformer.text_model.final_layer_norm.bias"
+        file = self.double.checkpoint_files["sdxl"] = models / "checkpoint.safetensors"
+        save_file({key: torch.zeros(1)}, file)
+
+    def latent_upscale_modes(self) -> list[str]:
+        return self.double.latent_upscale_modes()
+
+    def checkpoint(self, space: str) -> str:
+        return space
+
+    def txt2img(self, payload: dict[str, Any], checkpoint: str = "sd15") -> Job:
+        settings = {"sd_model_checkpoint": checkpoint, **payload.get("override_settings", {})}
+        return self.double.txt2img({**payload, "override_settings": settings})
+
+    def xyz(self, payload: dict[str, Any], upscalers: list[str]) -> Job:
+        return self.double.xyz(payload, upscalers)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "host" in metafunc.fixturenames:
+        real = metafunc.config.getoption("--webui")
+        hosts = ["webui"] if real else [f"double-{variant}" for variant in VARIANTS]
+        metafunc.parametrize("host", hosts, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="session")
+def webui(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RealWebUI]:
+    """The real WebUI, started once for all modules of contracts."""
+    folder = Path(request.config.getoption("--webui"))
+    real = RealWebUI(folder, tmp_path_factory.mktemp("webui"))
+    yield real
+    real.close()
+
+
+@pytest.fixture(scope="module")
+def host(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Host]:
+    if request.param == "webui":
+        yield request.getfixturevalue("webui")
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        models = tmp_path_factory.mktemp("models")
+        patch.setenv("LATENT_UPSCALE_MODELS", str(models))
+        double = _DoubleHost(request.param.removeprefix("double-"), models)
+        yield double
+        double.double.close()

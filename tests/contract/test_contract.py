@@ -1,0 +1,286 @@
+"""What users and API clients of a WebUI get from this extension, in every host alike.
+
+The tests share one host and run in order: the last ones see what the others left behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lib_latent_upscale import weights
+from lib_latent_upscale.architectures.city96 import City96
+from lib_latent_upscale.catalog import CATALOG, Entry
+from lib_latent_upscale.spaces import LatentSpace
+
+from ..webui.double import Job
+from .conftest import Host
+
+NEURAL = "Latent (neural)"
+BUNDLED = CATALOG["bundled-sd15"]
+CITY96 = CATALOG["city96-x2-sd15"]
+
+JOB: dict[str, Any] = dict(prompt="a cat", seed=1, steps=2, width=64, height=64, cfg_scale=2)
+JOB |= dict(sampler_name="Euler", scheduler="Automatic", denoising_strength=0.7)
+HIRES = {**JOB, "enable_hr": True, "hr_scale": 2, "hr_second_pass_steps": 2}
+
+
+def done(job: Job) -> Job:
+    assert job.error is None
+    return job
+
+
+def upscales(job: Job) -> list[tuple[str, str, str]]:
+    """(model, size, larger size) of every time that the network ran in the job."""
+    return re.findall(r"Latent upscale: (\S+), (\d+x\d+) to (\d+x\d+) in [\d.]+ s on ", job.log)
+
+
+def missing(space: str) -> Entry:
+    """A published model whose file is not here."""
+    for entry in CATALOG.values():
+        if entry.space.id == space and entry.file.url:
+            try:
+                weights.find(entry, [weights.MODEL_FOLDER])
+            except weights.MissingWeightsError:
+                return entry
+    pytest.skip("all published models are here")
+
+
+def random_city96(path: Path) -> None:
+    torch.manual_seed(0)
+    network = City96(channels=4, dim=8, depth=1, scale=2.0)
+    save_file(network.state_dict(), path)
+
+
+@contextmanager
+def city96_file(host: Host) -> Iterator[Path]:
+    """A file of random weights under the published name, where the extension looks first."""
+    path = host.models / CITY96.file.name
+    random_city96(path)
+    try:
+        yield path
+    finally:
+        path.unlink()
+
+
+def short_hash(path: Path) -> list[str]:
+    return [hashlib.sha256(path.read_bytes()).hexdigest()[:10]]
+
+
+def hashes(text: str) -> list[str]:
+    """The hashes of upscalers that an infotext names."""
+    return re.findall(r"Latent upscaler hash: ([^,\n]*)", text)
+
+
+def test_every_label_is_offered_once_and_in_order(host: Host) -> None:
+    names = host.latent_upscale_modes()
+    ours = [NEURAL, *(entry.label for entry in CATALOG.values())]
+    assert [name for name in names if name in ours] == ours
+    assert "Latent" in names and "Latent (nearest)" in names
+
+
+@pytest.mark.parametrize("label", [NEURAL, BUNDLED.label])
+def test_the_network_upscales_the_latent(host: Host, label: str) -> None:
+    job = done(host.txt2img({**HIRES, "hr_upscaler": label}))
+    assert job.sizes == [(128, 128)]
+    assert job.first_pass
+    assert upscales(job) == [("bundled-sd15", "8x8", "16x16")]
+
+
+@pytest.mark.parametrize(
+    ("change", "size", "larger"),
+    [
+        ({"hr_scale": 1.5}, (96, 96), "12x12"),
+        ({"hr_scale": 2.5}, (160, 160), "20x20"),
+        # To another aspect ratio: the picture is covered, and the host cuts off the rest.
+        ({"hr_resize_x": 136, "hr_resize_y": 200}, (136, 200), "25x25"),
+        ({"hr_resize_x": 160}, (160, 160), "20x20"),
+    ],
+)
+def test_any_size(host: Host, change: dict[str, Any], size: tuple[int, int], larger: str) -> None:
+    job = done(host.txt2img({**HIRES, "hr_upscaler": NEURAL, **change}))
+    assert job.sizes == [size]
+    assert upscales(job) == [("bundled-sd15", "8x8", larger)]
+
+
+def test_wide_pictures_stay_wide(host: Host) -> None:
+    job = done(host.txt2img({**HIRES, "hr_upscaler": NEURAL, "width": 96}))
+    assert job.sizes == [(192, 128)]
+    assert upscales(job) == [("bundled-sd15", "12x8", "24x16")]
+
+
+def test_a_batch_is_one_run_of_the_network(host: Host) -> None:
+    job = done(host.txt2img({**HIRES, "hr_upscaler": NEURAL, "batch_size": 2}))
+    assert job.sizes == [(128, 128)] * 2
+    assert len(upscales(job)) == 1
+    assert len(set(job.pictures)) == 2
+
+
+def test_every_batch_of_a_count_is_upscaled(host: Host) -> None:
+    job = done(host.txt2img({**HIRES, "hr_upscaler": NEURAL, "n_iter": 2}))
+    assert job.sizes == [(128, 128)] * 2
+    assert len(upscales(job)) == 2
+    assert all(f"Hires upscaler: {NEURAL}" in text for text in job.infotexts)
+
+
+def test_the_same_seed_gives_the_same_picture(host: Host) -> None:
+    first, second = (done(host.txt2img({**HIRES, "hr_upscaler": NEURAL})) for _ in range(2))
+    plain = done(host.txt2img({**HIRES, "hr_upscaler": "Latent"}))
+    assert first.pictures == second.pictures
+    assert first.pictures != plain.pictures
+
+
+XYZ = [NEURAL, "Latent", BUNDLED.label]
+
+
+def test_xyz_runs_every_upscaler(host: Host) -> None:
+    job = done(host.xyz(HIRES, XYZ))
+    assert job.sizes == [(384, 128)] + [(128, 128)] * 3
+    assert upscales(job) == [("bundled-sd15", "8x8", "16x16")] * 2
+    assert job.pictures[1] == job.pictures[3] != job.pictures[2]
+    for text, label in zip(job.infotexts[1:], XYZ):
+        assert re.findall(r"Hires upscaler: ([^,\n]*)", text) == [label]
+
+
+def test_xyz_names_only_what_made_each_picture(host: Host) -> None:
+    job = done(host.xyz(HIRES, XYZ))
+    found = [("Latent neural SD15" in text, bool(hashes(text))) for text in job.infotexts[1:]]
+    assert found == [(True, True), (False, False), (False, True)]
+
+
+def test_infotext_of_a_model(host: Host) -> None:
+    (text,) = done(host.txt2img({**HIRES, "hr_upscaler": BUNDLED.label})).infotexts
+    assert f"Hires upscaler: {BUNDLED.label}" in text
+    assert hashes(text) == short_hash(weights.find(BUNDLED))
+    assert "Latent neural" not in text
+
+
+def test_infotext_of_the_default(host: Host) -> None:
+    (text,) = done(host.txt2img({**HIRES, "hr_upscaler": NEURAL})).infotexts
+    assert f"Hires upscaler: {NEURAL}" in text
+    assert f"Latent neural SD15: {BUNDLED.label}" in text
+    assert hashes(text) == short_hash(weights.find(BUNDLED))
+
+
+def test_a_setting_chooses_the_default_for_a_job(host: Host) -> None:
+    settings = {"latent_upscale_default_sd15": CITY96.label}
+    payload = {**HIRES, "hr_upscaler": NEURAL, "override_settings": settings}
+    with city96_file(host) as path:
+        job = done(host.txt2img(payload))
+        assert upscales(job) == [(CITY96.id, "8x8", "16x16")]
+        assert f"Latent neural SD15: {CITY96.label}" in job.infotexts[0]
+        assert hashes(job.infotexts[0]) == short_hash(path)
+    after = done(host.txt2img({**HIRES, "hr_upscaler": NEURAL}))
+    assert upscales(after) == [("bundled-sd15", "8x8", "16x16")]
+
+
+def test_pasted_infotext_restores_the_choice(host: Host) -> None:
+    settings = {"latent_upscale_default_sd15": CITY96.label}
+    payload = {**HIRES, "hr_upscaler": NEURAL, "override_settings": settings}
+    with city96_file(host):
+        job = done(host.txt2img(payload))
+        # Fields that the API, if they are not given, reads from any infotext and fails at:
+        # "Use same sampler" is none in A1111, and Forge stumbles over the type of styles.
+        same = {"hr_sampler_name": "Euler", "hr_scheduler": "Automatic", "styles": []}
+        pasted = done(host.txt2img({**JOB, **same, "infotext": job.infotexts[0]}))
+    assert upscales(pasted) == upscales(job) == [(CITY96.id, "8x8", "16x16")]
+    assert f"Latent neural SD15: {CITY96.label}" in pasted.infotexts[0]
+
+
+def test_a_file_put_there_works_without_a_restart(host: Host) -> None:
+    payload = {**HIRES, "hr_upscaler": CITY96.label}
+    with city96_file(host):
+        job = done(host.txt2img(payload))
+    assert upscales(job) == [(CITY96.id, "8x8", "16x16")]
+
+
+def test_a_missing_file_is_told_before_the_first_pass(host: Host) -> None:
+    entry = missing("sd15")
+    job = host.txt2img({**HIRES, "hr_upscaler": entry.label})
+    assert job.error is not None
+    assert entry.id in job.error
+    assert str(entry.file.url) in job.error
+    assert str(weights.MODEL_FOLDER) in job.error
+    assert entry.file.name in job.error
+    assert not job.first_pass
+
+
+def test_a_damaged_file_is_told_before_the_first_pass(host: Host) -> None:
+    with city96_file(host) as path:
+        path.write_bytes(path.read_bytes()[:2000])
+        job = host.txt2img({**HIRES, "hr_upscaler": CITY96.label})
+    assert job.error is not None and str(path) in job.error
+    assert not job.first_pass
+
+
+def fitting(space: LatentSpace) -> list[str]:
+    return [entry.label for entry in CATALOG.values() if entry.space is space]
+
+
+def test_a_model_of_another_latent_space_is_refused_before_the_first_pass(host: Host) -> None:
+    wrong = CATALOG["city96-x2-sdxl"]
+    job = host.txt2img({**HIRES, "hr_upscaler": wrong.label})
+    assert job.error is not None
+    assert wrong.label in job.error and "SDXL" in job.error
+    assert all(label in job.error for label in fitting(BUNDLED.space))
+    assert not job.first_pass
+    assert not upscales(job)
+
+
+def test_so_is_it_on_the_other_checkpoint(host: Host) -> None:
+    job = host.txt2img({**HIRES, "hr_upscaler": BUNDLED.label}, checkpoint="sdxl")
+    assert job.error is not None
+    assert all(label in job.error for label in fitting(CATALOG["city96-x2-sdxl"].space))
+    assert not job.first_pass
+
+
+def test_a_hires_checkpoint_of_another_space_is_refused_before_the_first_pass(host: Host) -> None:
+    other = host.checkpoint("sdxl")
+    job = host.txt2img({**HIRES, "hr_upscaler": NEURAL, "hr_checkpoint_name": other})
+    assert job.error is not None and "hires checkpoint" in job.error
+    assert "SD1.5" in job.error and "SDXL" in job.error
+    assert not job.first_pass
+
+
+def test_a_space_without_models_says_so(host: Host) -> None:
+    job = host.txt2img({**HIRES, "hr_upscaler": NEURAL}, checkpoint="flux")
+    assert job.error is not None and "FLUX" in job.error and "none yet" in job.error
+    assert not job.first_pass
+
+
+def test_an_unknown_name_is_the_hosts_own_error(host: Host) -> None:
+    job = host.txt2img({**HIRES, "hr_upscaler": "Latent (no such)"})
+    assert job.error is not None and "could not find upscaler" in job.error
+
+
+@pytest.mark.parametrize("label", ["Latent", "Latent (bicubic)", "Lanczos"])
+def test_other_upscalers_are_left_alone(host: Host, label: str) -> None:
+    job = done(host.txt2img({**HIRES, "hr_upscaler": label}))
+    assert job.sizes == [(128, 128)]
+    assert not upscales(job)
+    assert "Latent upscaler hash" not in job.infotexts[0]
+    assert "Latent neural" not in job.infotexts[0]
+
+
+def test_without_a_hires_pass_nothing_happens(host: Host) -> None:
+    # A UI sends the dropdown's value along, whether or not hires is on.
+    wrong = CATALOG["city96-x2-sdxl"].label
+    job = done(host.txt2img({**JOB, "enable_hr": False, "hr_upscaler": wrong}))
+    assert job.sizes == [(64, 64)]
+    assert not upscales(job)
+    assert "Latent upscaler hash" not in job.infotexts[0]
+
+
+def test_a_normal_job_works_after_all_that(host: Host) -> None:
+    job = done(host.txt2img({**HIRES, "hr_upscaler": NEURAL}))
+    assert job.sizes == [(128, 128)]
+    assert upscales(job) == [("bundled-sd15", "8x8", "16x16")]
+    assert len(host.latent_upscale_modes()) == len(set(host.latent_upscale_modes()))

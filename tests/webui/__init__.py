@@ -1,0 +1,1 @@
+"""Tests of the extension inside a double of the WebUI."""

@@ -1,0 +1,198 @@
+"""Loading, Reload UI, unloading, and other extensions beside this one."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import shutil
+import sys
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib_latent_upscale.catalog import CATALOG
+
+from .double import EXTENSION, Double
+from .jobs import BUNDLED, CITY96, HIRES, NEURAL, done, random_city96, runs
+
+METHODS = ("init", "sample_hr_pass")
+OURS = [NEURAL, *(entry.label for entry in CATALOG.values())]
+
+
+def our_modules() -> dict[str, Any]:
+    names = [name for name in sys.modules if name.partition(".")[0] == "lib_latent_upscale"]
+    return {name: sys.modules[name] for name in names}
+
+
+def test_reloading_leaves_one_wrapper_and_no_old_module(webui: Double) -> None:
+    done(webui.txt2img(HIRES))
+    for _ in range(2):
+        old = our_modules()
+        webui.reload_ui()
+        new = our_modules()
+        assert new and not set(map(id, old.values())) & set(map(id, new.values()))
+    for name in METHODS:
+        wrapper = getattr(webui.job_class, name)
+        assert wrapper.__globals__ is not None and not hasattr(wrapper.__wrapped__, "__wrapped__")
+        assert wrapper.__code__.co_filename.startswith(str(EXTENSION / "lib_latent_upscale"))
+    assert runs(done(webui.txt2img(HIRES))) == ["bundled-sd15"]
+    names = webui.latent_upscale_modes()
+    assert [name for name in names if name in OURS] == OURS
+
+
+def test_unloading_undoes_everything() -> None:
+    with Double(load=False) as webui:
+        modes = {name: dict(mode) for name, mode in webui.shared.latent_upscale_modes.items()}
+        methods = {name: vars(webui.job_class)[name] for name in METHODS}
+        before = done(webui.txt2img({**HIRES, "hr_upscaler": "Latent"}))
+        path = list(sys.path)
+        webui.load_extension()
+        assert sys.path == path
+        assert all(vars(webui.job_class)[name] is not methods[name] for name in METHODS)
+        during = done(webui.txt2img({**HIRES, "hr_upscaler": "Latent"}))
+        done(webui.txt2img(HIRES))
+        webui.unload_extension()
+        assert webui.shared.latent_upscale_modes == modes
+        assert all(vars(webui.job_class)[name] is methods[name] for name in METHODS)
+        # Through it all, the host's own upscalers gave the same pictures.
+        after = done(webui.txt2img({**HIRES, "hr_upscaler": "Latent"}))
+        assert before.pictures == during.pictures == after.pictures
+        error = webui.txt2img(HIRES).error
+        assert error is not None and "could not find upscaler" in error
+
+
+def test_loading_twice_is_loading_once() -> None:
+    with Double(load=False) as webui:
+        methods = {name: vars(webui.job_class)[name] for name in METHODS}
+        webui.load_extension()
+        webui.load_extension()  # by a host that did not call on_script_unloaded
+        for name in METHODS:
+            assert getattr(webui.job_class, name).__wrapped__ is methods[name]
+        assert runs(done(webui.txt2img(HIRES))) == ["bundled-sd15"]
+        webui.unload_extension()
+        assert all(vars(webui.job_class)[name] is methods[name] for name in METHODS)
+
+
+def test_unloading_frees_the_models(a1111: Double) -> None:
+    done(a1111.txt2img(HIRES))
+    cache = sys.modules["lib_latent_upscale.webui.hires"]._cache
+    models = [weakref.ref(upscaler.network) for upscaler in cache._loaded.values()]
+    gc.collect()
+    assert models and all(model() is not None for model in models)
+    a1111.reload_ui()
+    gc.collect()
+    assert all(model() is None for model in models)
+
+
+def test_settings_of_the_extension(a1111: Double) -> None:
+    for _ in range(2):
+        opts = a1111.shared.opts
+        ours = [key for key in opts.data_labels if key.startswith("latent_upscale_")]
+        assert ours == ["latent_upscale_default_sd15", "latent_upscale_default_sdxl"]
+        info = opts.data_labels["latent_upscale_default_sd15"]
+        assert info.default == BUNDLED.label == opts.latent_upscale_default_sd15
+        choices = info.component_args["choices"]
+        assert choices == [e.label for e in CATALOG.values() if e.space is BUNDLED.space]
+        a1111.reload_ui()
+
+
+def test_without_an_interface(models: Path) -> None:
+    with Double(nowebui=True) as webui:
+        job = done(webui.txt2img(HIRES))
+        assert runs(job) == ["bundled-sd15"]
+        assert f"Latent neural SD15: {BUNDLED.label}" in job.infotexts[0]
+
+
+def test_settings_without_an_interface(models: Path) -> None:
+    random_city96(models)
+    settings = {"latent_upscale_default_sd15": CITY96.label}
+    with Double(nowebui=True) as webui:
+        job = done(webui.txt2img({**HIRES, "override_settings": settings}))
+        assert runs(job) == [CITY96.id]
+
+
+def test_after_an_update_the_new_code_runs(tmp_path: Path) -> None:
+    extension = tmp_path / "extension"
+    for name in ("lib_latent_upscale", "scripts", "models"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.pth", "*.pt")
+        shutil.copytree(EXTENSION / name, extension / name, ignore=ignored)
+    hires = extension / "lib_latent_upscale/webui/hires.py"
+    code = hires.read_text(encoding="utf-8")
+    assert 'f"Latent upscale: ' in code
+    with Double(extension) as webui:
+        assert runs(done(webui.txt2img(HIRES)))
+        changed = code.replace('f"Latent upscale: ', 'f"Latent upscale, updated: ')
+        hires.write_text(changed, encoding="utf-8")
+        assert runs(done(webui.txt2img(HIRES)))
+        webui.reload_ui()
+        assert "Latent upscale, updated: " in done(webui.txt2img(HIRES)).log
+
+
+class OtherExtension:
+    """Wraps both methods too, and counts its calls."""
+
+    def __init__(self, webui: Double, tidy: bool) -> None:
+        self.owner = webui.job_class
+        self.calls: dict[str, int] = dict.fromkeys(METHODS, 0)
+        self.found = {name: getattr(self.owner, name) for name in METHODS}
+        self.wrappers = {name: self._wrapper(name, tidy) for name in METHODS}
+        for name, wrapper in self.wrappers.items():
+            setattr(self.owner, name, wrapper)
+
+    def _wrapper(self, name: str, tidy: bool) -> Callable[..., Any]:
+        original = self.found[name]
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            self.calls[name] += 1
+            return original(*args, **kwargs)
+
+        return functools.wraps(original)(wrapper) if tidy else wrapper
+
+    def put_back(self) -> None:
+        for name, method in self.found.items():
+            setattr(self.owner, name, method)
+
+
+@pytest.mark.parametrize("tidy", [True, False], ids=["functools.wraps", "bare"])
+def test_a_wrapper_put_over_ours_survives(a1111: Double, tidy: bool) -> None:
+    other = OtherExtension(a1111, tidy)
+    assert runs(done(a1111.txt2img(HIRES))) == ["bundled-sd15"]
+    assert other.calls == dict.fromkeys(METHODS, 1)
+
+    a1111.unload_extension()
+    assert all(getattr(a1111.job_class, name) is other.wrappers[name] for name in METHODS)
+    assert not runs(done(a1111.txt2img({**HIRES, "hr_upscaler": "Latent"})))
+    assert other.calls == dict.fromkeys(METHODS, 2)
+
+    old: Any = sys.modules["lib_latent_upscale.webui.hires"]
+    a1111.load_extension()
+    for count in (3, 4, 5):
+        assert runs(done(a1111.txt2img(HIRES))) == ["bundled-sd15"]
+        assert other.calls == dict.fromkeys(METHODS, count)
+        assert not old._cache._loaded  # the wrapper below the other's is silent
+        old = sys.modules["lib_latent_upscale.webui.hires"]
+        a1111.reload_ui()
+
+
+@pytest.mark.parametrize("tidy", [True, False], ids=["functools.wraps", "bare"])
+def test_a_wrapper_under_ours_stays_there(tidy: bool) -> None:
+    with Double(load=False) as webui:
+        other = OtherExtension(webui, tidy)
+        webui.load_extension()
+        webui.reload_ui()
+        assert runs(done(webui.txt2img(HIRES))) == ["bundled-sd15"]
+        assert other.calls == dict.fromkeys(METHODS, 1)
+        webui.unload_extension()
+        assert all(getattr(webui.job_class, name) is other.wrappers[name] for name in METHODS)
+
+
+def test_our_old_wrapper_put_back_by_another_is_silent(a1111: Double) -> None:
+    other = OtherExtension(a1111, tidy=True)
+    a1111.unload_extension()
+    other.put_back()
+    assert not runs(done(a1111.txt2img({**HIRES, "hr_upscaler": "Latent"})))
+    a1111.load_extension()
+    assert runs(done(a1111.txt2img(HIRES))) == ["bundled-sd15"]
