@@ -18,6 +18,10 @@ from .catalog import CATALOG, Entry, by_file_name
 from .resample import resample
 from .spaces import RAW, SPACES, LatentScale, LatentSpace
 
+AFTER_PASSES = 0.5
+"""How much antialiasing a network's result gets on the way down to the target: half of the full
+is both nearer to the truth and sharper (docs/sizes.md)."""
+
 
 class Interrupted(Exception):
     """The caller's `should_stop` answered yes while a network ran."""
@@ -77,8 +81,8 @@ class LatentUpscaler:
 
         Dtype and device of the result are the input's. At the network's factor the result is
         the network's; other sizes take as many passes as bring both sides to the target or
-        past it, then antialiased resampling. A target that is no larger than the input on
-        either axis is resampled only, and the input's own size gives the input back.
+        past it, then resampling. A target that is no larger than the input on either axis is
+        resampled only, and the input's own size gives the input back.
 
         should_stop: asked before every step inside the network; on True the call raises
             `Interrupted`.
@@ -91,11 +95,14 @@ class LatentUpscaler:
             return latent
         with torch.no_grad(), _no_autocast(self.device), self._stopping(should_stop):
             x = latent.to(self.device, torch.float32)
-            if height > x.shape[-2] or width > x.shape[-1]:
+            if height <= x.shape[-2] and width <= x.shape[-1]:
+                x = resample(x, (height, width))
+            else:
                 x = self.space.unet.to(self.input_scale, x)
                 x = self._passes(x.to(self.dtype), (height, width)).float()
                 x = self.input_scale.to(self.space.unet, x)
-            return resample(x, (height, width)).to(latent.device, latent.dtype)
+                x = resample(x, (height, width), AFTER_PASSES)
+            return x.to(latent.device, latent.dtype)
 
     def _passes(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """The network, run until both sides reach `size` (the last pass may go past it)."""

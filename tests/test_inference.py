@@ -24,6 +24,7 @@ from lib_latent_upscale import (
 )
 from lib_latent_upscale.catalog import CATALOG
 from lib_latent_upscale.demo import ASSETS
+from lib_latent_upscale.inference import AFTER_PASSES
 from lib_latent_upscale.preview import load_preview_decoder
 from lib_latent_upscale.resample import resample
 from lib_latent_upscale.spaces import RAW, SD15, SDXL, LatentScale
@@ -102,7 +103,7 @@ def test_smaller_target_is_one_pass_and_down() -> None:
     up = upscaler(2.0)
     x = latent(1, 4, 16, 24)
     with torch.no_grad():
-        expected = resample(up.network(x), (24, 30))
+        expected = resample(up.network(x), (24, 30), AFTER_PASSES)
     assert torch.allclose(up(x, (24, 30)), expected, atol=1e-6)
 
 
@@ -110,7 +111,7 @@ def test_larger_target_is_repeated_passes_and_down() -> None:
     up = upscaler(2.0)
     x = latent(1, 4, 8, 12)
     with torch.no_grad():
-        expected = resample(up.network(up.network(x)), (24, 40))
+        expected = resample(up.network(up.network(x)), (24, 40), AFTER_PASSES)
     assert torch.allclose(up(x, (24, 40)), expected, atol=1e-6)
 
 
@@ -124,11 +125,19 @@ def test_resampling_is_pillows_lanczos() -> None:
         assert torch.allclose(result, torch.tensor(np.array(expected)), atol=1e-5)
 
 
+def test_antialiasing_can_be_less_only_where_little_is_lost() -> None:
+    x = latent(1, 1, 32, 32)
+    full, half, none = (resample(x, (24, 24), antialias).var() for antialias in (1, 0.5, 0))
+    assert full < half < none
+    assert torch.equal(resample(x, (16, 8), 0.5), resample(x, (16, 8)))  # steps of 2 and more
+    assert torch.equal(resample(x, (40, 48), 0.5), resample(x, (40, 48)))  # nothing becomes smaller
+
+
 def test_one_side_up_and_one_down() -> None:
     up = upscaler(2.0)
     x = latent(1, 4, 16, 24)
     with torch.no_grad():
-        expected = resample(up.network(x), (32, 12))
+        expected = resample(up.network(x), (32, 12), AFTER_PASSES)
     assert torch.allclose(up(x, (32, 12)), expected, atol=1e-6)
 
 
