@@ -107,10 +107,13 @@ class LatentUpscaler:
     def _passes(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """The network, run until both sides reach `size` (the last pass may go past it)."""
         while x.shape[-2] < size[0] or x.shape[-1] < size[1]:
+            before = x.shape
             if self.network.scale is None:
                 x = self.network(x, size=self._step(x, size))
             else:
                 x = self.network(x)
+            if x.shape == before:  # three pixels by 1.25 stay three: resampling does the rest
+                break
         return x
 
     def _step(self, x: Tensor, size: tuple[int, int]) -> tuple[int, int]:

@@ -125,6 +125,10 @@ def test_resampling_is_pillows_lanczos() -> None:
         assert torch.allclose(result, torch.tensor(np.array(expected)), atol=1e-5)
 
 
+def test_a_latent_too_small_to_grow_is_resampled() -> None:
+    assert upscaler(1.25)(latent(1, 4, 3, 3), (9, 9)).shape == (1, 4, 9, 9)
+
+
 def test_antialiasing_can_be_less_only_where_little_is_lost() -> None:
     x = latent(1, 1, 32, 32)
     full, half, none = (resample(x, (24, 24), antialias).var() for antialias in (1, 0.5, 0))
