@@ -32,7 +32,8 @@ _GAP, _HEADING = 8, 40
 def run(out: Path) -> dict[str, float]:
     """Writes the panels to `out`, prints each one's figures, and returns the PSNRs in dB.
 
-    PSNR compares a decoded result with the decoded latent of the large picture.
+    PSNR compares a decoded result with the decoded latent of the large picture, both by the
+    preview decoder; docs/preview-decoder.md says how far it can be trusted.
     """
     small = latent_files.read(ASSETS / "astronaut-256.safetensors", SD15)
     large = latent_files.read(ASSETS / "astronaut-512.safetensors", SD15)

@@ -68,11 +68,11 @@ class Encoder(nn.Sequential):
         super().__init__(*layers)
         self.channels = channels
 
-    def forward(self, picture: Tensor) -> Tensor:
-        """(N, 3, H, W) in 0..1 -> (N, C, H/8, W/8) in UNet scale."""
-        if picture.shape[-2] % FACTOR or picture.shape[-1] % FACTOR:
-            raise ValueError(f"picture sides must be multiples of 8, not {tuple(picture.shape)}")
-        return super().forward(picture)
+    def forward(self, input: Tensor) -> Tensor:
+        """Picture (N, 3, H, W) in 0..1 -> latent (N, C, H/8, W/8) in UNet scale."""
+        if input.shape[-2] % FACTOR or input.shape[-1] % FACTOR:
+            raise ValueError(f"picture sides must be multiples of 8, not {tuple(input.shape)}")
+        return super().forward(input)
 
 
 class Decoder(nn.Sequential):
@@ -92,9 +92,9 @@ class Decoder(nn.Sequential):
         super().__init__(*layers)
         self.channels = channels
 
-    def forward(self, latent: Tensor) -> Tensor:
-        """(N, C, h, w) in UNet scale -> (N, 3, 8h, 8w), clamped to 0..1."""
-        return super().forward(latent).clamp(0, 1)
+    def forward(self, input: Tensor) -> Tensor:
+        """Latent (N, C, h, w) in UNet scale -> picture (N, 3, 8h, 8w), clamped to 0..1."""
+        return super().forward(input).clamp(0, 1)
 
 
 def encoder_from_state_dict(state_dict: Mapping[str, Tensor]) -> Encoder:

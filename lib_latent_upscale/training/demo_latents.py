@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from lib_latent_upscale.training.codecs import load_encoder
+from .codecs import load_encoder
 
 SIDES = (512, 256)
 """Sides of the encoded pictures in pixels."""

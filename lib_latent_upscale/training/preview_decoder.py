@@ -30,8 +30,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from lib_latent_upscale.preview import PreviewDecoder
-from lib_latent_upscale.training.codecs import FACTOR, Decoder, Encoder, load_decoder, load_encoder
+from ..preview import PreviewDecoder
+from .codecs import FACTOR, Decoder, Encoder, load_decoder, load_encoder
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 CROP = 192
@@ -239,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m lib_latent_upscale.training.preview_decoder",
         description="Train the small preview decoder (SD1.5 latent to picture) that the demo uses.",
-        epilog="With the defaults this takes about three quarters of an hour on two CPU cores.",
+        epilog="With the defaults this takes about an hour on two CPU cores that others use too.",
     )
     add = parser.add_argument
     add("--pictures", type=Path, required=True, metavar="DIR",
@@ -254,8 +254,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--pairs", type=Path, metavar="FILE",
         help="keep the training pairs in this .safetensors file, or take them from it if it is "
         "there (they are then made only once)")  # fmt: skip
-    add("--crops", type=int, default=3000, help="number of training pairs (default: %(default)s)")
-    add("--steps", type=int, default=7000, help="training steps (default: %(default)s)")
+    add("--crops", type=int, default=3300,
+        help="number of training pairs to aim at; pictures too small, too plain or too few give "
+        "fewer (default: %(default)s)")  # fmt: skip
+    add("--steps", type=int, default=6500, help="training steps (default: %(default)s)")
     add("--batch", type=int, default=8, help="crops per step (default: %(default)s)")
     add("--lr", type=float, default=1.5e-3, help="peak learning rate (default: %(default)s)")
     add("--seed", type=int, default=1, help="seed of crops and training (default: %(default)s)")
