@@ -154,11 +154,13 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, required=True, help="a folder of pictures")
     parser.add_argument("--codecs", type=Path, required=True, help="the folder of TAESD's files")
     parser.add_argument("--model", nargs="+", default=["bundled-sd15"], help="ids or files, SD1.5")
+    parser.add_argument("--factor", type=float, nargs="+", choices=SIDES, default=list(SIDES))
     options = parser.parse_args()
     encoder = load_encoder(options.codecs / "taesd_encoder.safetensors")
     decoder = load_decoder(options.codecs / "taesd_decoder.safetensors")
     upscalers = [load(model) for model in options.model]
-    for factor, (large, small) in SIDES.items():
+    for factor in options.factor:
+        large, small = SIDES[factor]
         scores: dict[str, list[tuple[float, float]]] = {}
         for picture in crops(options.pictures, large):
             target = encoder(as_tensor(picture))
