@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -234,12 +234,7 @@ def _before_each_step(network: nn.Module, check: Callable[..., None]) -> None:
 @contextmanager
 def _no_autocast(device: torch.device) -> Any:
     """Keeps a caller's autocast from choosing the network's precision."""
-    kinds = {"cpu", device.type} & {"cpu", "cuda", "xpu"}
-    contexts = [torch.autocast(kind, enabled=False) for kind in sorted(kinds)]
-    for context in contexts:
-        context.__enter__()
-    try:
+    with ExitStack() as stack:
+        for kind in {"cpu", device.type} & {"cpu", "cuda", "xpu"}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
         yield
-    finally:
-        for context in reversed(contexts):
-            context.__exit__(None, None, None)

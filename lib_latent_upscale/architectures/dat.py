@@ -16,7 +16,7 @@ from .layers.attention import channel_attention
 from .layers.constants import ConstantCache, fold_batch_norm
 from .layers.rectangle import RectanglePair
 from .layers.restoration import PixelShuffleTail
-from .layers.tokens import Conv2d, DepthwiseConv2d, to_picture, to_tokens
+from .layers.tokens import Conv2d, DepthwiseConv2d, convolve, to_picture, to_tokens
 from .network import Shapes
 
 
@@ -70,9 +70,7 @@ class AdaptiveInteraction(nn.Module):
             return to_tokens(norm(to_picture(conv(x))))
         weights = (*conv.parameters(), *norm.parameters(), *norm.buffers())
         weight, bias = self._constants.get(id(layers), weights, lambda: fold_batch_norm(conv, norm))
-        if conv.kernel_size == (1, 1):
-            return F.linear(x, weight.flatten(1), bias)
-        return to_tokens(F.conv2d(to_picture(x), weight, bias, padding=1, groups=conv.groups))
+        return convolve(x, weight, bias, conv.groups)
 
 
 class SpatialAttention(AdaptiveInteraction):

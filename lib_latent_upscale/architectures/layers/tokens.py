@@ -15,9 +15,7 @@ class Conv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, 1, kernel_size // 2, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kernel_size == (1, 1):
-            return F.linear(x, self.weight.flatten(1), self.bias)
-        return to_tokens(super().forward(to_picture(x)))
+        return convolve(x, self.weight, self.bias)
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -27,7 +25,15 @@ class DepthwiseConv2d(nn.Conv2d):
         super().__init__(channels, channels, 3, 1, 1, groups=channels, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return to_tokens(super().forward(to_picture(x)))
+        return convolve(x, self.weight, self.bias, self.groups)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int = 1) -> Tensor:
+    """A same-size convolution of tokens (N, H, W, C) by a square kernel of odd side."""
+    side = weight.shape[-1]
+    if side == 1 and groups == 1:
+        return F.linear(x, weight.flatten(1), bias)
+    return to_tokens(F.conv2d(to_picture(x), weight, bias, padding=side // 2, groups=groups))
 
 
 class Mlp(nn.Module):
