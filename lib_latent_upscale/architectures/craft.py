@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .layers.attention import channel_attention
+from .layers.linear import Linear
 from .layers.rectangle import RectanglePair
 from .layers.restoration import RestorationNetwork
 from .layers.tokens import Conv2d, DepthwiseConv2d, Mlp, to_picture, to_tokens
@@ -27,8 +28,8 @@ class ShiftedRectangleBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
         self.get_v = DepthwiseConv2d(dim)
         # The published code shifts round the edge without a mask, and was trained so.
         self.attns = RectanglePair(dim, heads, split_size, shifted=shifted, masked=False)
@@ -36,10 +37,10 @@ class ShiftedRectangleBlock(nn.Module):
         self.mlp = Mlp(dim, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm1(x))
-        values = qkv[..., 2 * x.shape[-1] :]
-        x = x + self.proj(self.attns(qkv) + self.get_v(values))
-        return x + self.mlp(self.norm2(x))
+        normed = self.norm1(x)
+        q, k, v = (self.qkv(normed, part=(index, 3)) for index in range(3))
+        x = self.proj(self.attns(q, k, v) + self.get_v(v), residual=x)
+        return self.mlp(self.norm2(x), skip=x)
 
 
 class HighFrequencyBlock(nn.Module):
@@ -52,9 +53,10 @@ class HighFrequencyBlock(nn.Module):
         self.conv = Conv2d(dim // 2, dim // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        local, high = x.chunk(2, dim=-1)
+        local, high = (half.contiguous() for half in x.chunk(2, dim=-1))
         high = to_tokens(F.max_pool2d(to_picture(high), 3, 1, 1))
-        return x + self.last_fc(F.gelu(torch.cat((self.conv(local), self.fc(high)), dim=-1)))
+        halves = (self.conv(local, gelu=True), self.fc(high, gelu=True))
+        return self.last_fc(torch.cat(halves, dim=-1), residual=x)
 
 
 class FusionAttention(nn.Module):
@@ -69,10 +71,12 @@ class FusionAttention(nn.Module):
         self.kv_dwconv = DepthwiseConv2d(2 * dim, bias=False)
         self.project_out = Conv2d(dim, dim, 1, bias=False)
 
-    def forward(self, low: Tensor, high: Tensor) -> Tensor:
+    def forward(self, low: Tensor, high: Tensor, skip: Tensor) -> Tensor:
         q = self.q_dwconv(self.q(high))
-        k, v = self.kv_dwconv(self.kv(low)).chunk(2, dim=-1)
-        return self.project_out(channel_attention(q, k, v, self.temperature))
+        k, v = (
+            self.kv_dwconv(self.kv(low, part=(index, 2)), part=(index, 2)) for index in range(2)
+        )
+        return self.project_out(channel_attention(q, k, v, self.temperature), residual=skip)
 
 
 class GatedFeedForward(nn.Module):
@@ -84,9 +88,10 @@ class GatedFeedForward(nn.Module):
         self.dwconv = DepthwiseConv2d(2 * hidden, bias=False)
         self.project_out = Conv2d(hidden, dim, 1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate, kept = self.dwconv(self.project_in(x)).chunk(2, dim=-1)
-        return self.project_out(F.gelu(gate) * kept)
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        gate = self.dwconv(self.project_in(x, part=(0, 2)), part=(0, 2), gelu=True)
+        kept = self.dwconv(self.project_in(x, part=(1, 2)), part=(1, 2))
+        return self.project_out(gate * kept, residual=skip)
 
 
 class FusionBlock(nn.Module):
@@ -100,8 +105,8 @@ class FusionBlock(nn.Module):
         self.ffn = GatedFeedForward(dim, hidden)
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
-        x = low + self.attn(self.norm1["body"](low), high)
-        return x + self.ffn(self.norm2["body"](x))
+        x = self.attn(self.norm1["body"](low), high, skip=low)
+        return self.ffn(self.norm2["body"](x), skip=x)
 
 
 class Refinement(nn.Module):
@@ -140,7 +145,7 @@ class Group(nn.Module):
         self.conv = Conv2d(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(self.residual_group(x))
+        return self.conv(self.residual_group(x), residual=x)
 
 
 class CRAFT(RestorationNetwork):
