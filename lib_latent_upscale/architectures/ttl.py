@@ -27,8 +27,10 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         normed = self.norm(x)
+        # (N, 1, H * W, C), contiguous: fused attention takes no other, and the plain one would
+        # hold all (H * W)^2 scores.
         q, k, v = (
-            conv(normed).flatten(2).transpose(1, 2).unsqueeze(1)  # (N, 1, H * W, C)
+            conv(normed).flatten(2).transpose(1, 2).contiguous().unsqueeze(1)
             for conv in (self.q, self.k, self.v)
         )
         attended = F.scaled_dot_product_attention(q, k, v)

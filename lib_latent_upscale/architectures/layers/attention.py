@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from .windows import Grid, Group
 
 _MASKED = -100.0  # what the published networks were trained with, in place of minus infinity
+_SCORES_AT_ONCE = 2**20  # as many as stay in a CPU's cache between the products
 
 
 def window_attention(
@@ -19,28 +20,39 @@ def window_attention(
     q, k, v: (tokens, heads * dim), window by window.
     groups: the groups of windows that have the same mask, in order.
     bias: from `masked_bias`, for windows of L tokens.
-    Returns (tokens of the group, heads * dim) for each group.
+    Returns (tokens, heads * dim) in order, in several pieces.
     """
     heads, length = bias.shape[-3:-1]
     q, k, v = (
         x.unflatten(0, (-1, length)).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v)
     )
+    attend, at_once = _attend, len(q)
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        attend, at_once = _attend_by_products, max(1, _SCORES_AT_ONCE // (heads * length**2))
     attended, start = [], 0
     for group in groups:
-        part = slice(start, start := start + group.windows)
         group_bias = bias[group.last_row, group.last_column] if bias.dim() == 5 else bias
-        out = _attend(q[part], k[part], v[part], group_bias)
-        attended.append(out.transpose(1, 2).reshape(-1, v.shape[1] * v.shape[3]))
+        stop = start + group.windows
+        for first in range(start, stop, at_once):
+            part = slice(first, min(first + at_once, stop))
+            out = attend(q[part], k[part], v[part], group_bias)
+            attended.append(out.transpose(1, 2).reshape(-1, v.shape[1] * v.shape[3]))
+        start = stop
     return attended
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """(B, heads, L, dim) to the same shape; bias (heads, L, L)."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        # The CPU's fused kernel is slower in bfloat16 than in float32: plain products are not.
-        scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-2, -1)) + bias
-        return torch.matmul(scores.softmax(dim=-1), v)
+    """(windows, heads, L, dim) to the same shape; bias (heads, L, L)."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).unsqueeze(0))
+
+
+def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """As `_attend`. The CPU's fused kernel gains nothing from bfloat16; its products do."""
+    windows, scale = len(q), q.shape[-1] ** -0.5
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    scores = torch.bmm(q, k.transpose(1, 2)).unflatten(0, (windows, -1))
+    weights = torch.add(bias, scores, alpha=scale).softmax(dim=-1).flatten(0, 1)
+    return torch.bmm(weights, v).unflatten(0, (windows, -1))
 
 
 def masked_bias(bias: Tensor, grid: Grid) -> Tensor:

@@ -19,7 +19,6 @@ class RectangleAttention(nn.Module):
         self, dim: int, heads: int, window: tuple[int, int], *, shifted: bool, masked: bool
     ) -> None:
         super().__init__()
-        self.heads = heads
         self.grid = Grid(window, (window[0] // 2, window[1] // 2) if shifted else (0, 0), masked)
         self.pos = DynamicPositionBias(dim // 4 // 4, heads)
         self._constants = ConstantCache()
