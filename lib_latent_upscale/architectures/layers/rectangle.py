@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from .attention import masked_bias, window_attention
@@ -52,4 +51,4 @@ class RectanglePair(nn.ModuleList):
         windows = windows_of(v, *self._grids)
         halves = zip(self, windows.cut(q), windows.cut(k), windows.cut(v), windows.groups)
         attended = [part for attn, *half in halves for part in attn(*half)]
-        return windows.join(torch.cat(attended), like=v)
+        return windows.join(attended, like=v)

@@ -30,7 +30,7 @@ class WindowAttention(nn.Module):
         tokens = windows.cut(x)[0]
         q, k, v = (self.qkv(tokens, part=(index, 3)) for index in range(3))
         attended = window_attention(q, k, v, windows.groups[0], self._bias())
-        return self.proj(windows.join(torch.cat(attended), like=x), residual=skip)
+        return self.proj(windows.join(attended, like=x), residual=skip)
 
     def _bias(self) -> Tensor:
         table = self.relative_position_bias_table

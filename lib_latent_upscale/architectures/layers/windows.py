@@ -6,6 +6,7 @@ channels, standing ones for the other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -60,8 +61,9 @@ class Windows:
         rows = x.reshape(-1, x.shape[-1] // grids).index_select(0, self._cut)
         return rows.unflatten(0, (grids, -1))
 
-    def join(self, x: Tensor, like: Tensor) -> Tensor:
-        """(grids * N * H * W, C) to (N, H, W, grids * C), with N, H and W of `like`."""
+    def join(self, pieces: Sequence[Tensor], like: Tensor) -> Tensor:
+        """Pieces of (grids * N * H * W, C) to (N, H, W, grids * C); N, H and W of `like`."""
+        x = torch.cat(tuple(pieces)) if len(pieces) > 1 else pieces[0]
         return x.index_select(0, self._join).view(*like.shape[:3], -1)
 
 
