@@ -16,7 +16,7 @@ from .layers.attention import channel_attention
 from .layers.linear import Linear
 from .layers.rectangle import RectanglePair
 from .layers.restoration import RestorationNetwork
-from .layers.tokens import Conv2d, DepthwiseConv2d, Mlp, to_picture, to_tokens
+from .layers.tokens import Conv2d, DepthwiseConv2d, LayerNorm, Mlp, to_picture, to_tokens
 from .network import Shapes, upscale_factor
 
 
@@ -27,13 +27,13 @@ class ShiftedRectangleBlock(nn.Module):
         self, dim: int, heads: int, hidden: int, split_size: tuple[int, int], *, shifted: bool
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)
         self.get_v = DepthwiseConv2d(dim)
         # The published code shifts round the edge without a mask, and was trained so.
         self.attns = RectanglePair(dim, heads, split_size, shifted=shifted, masked=False)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,9 +99,9 @@ class FusionBlock(nn.Module):
 
     def __init__(self, dim: int, heads: int, hidden: int) -> None:
         super().__init__()
-        self.norm1 = nn.ModuleDict({"body": nn.LayerNorm(dim)})
+        self.norm1 = nn.ModuleDict({"body": LayerNorm(dim)})
         self.attn = FusionAttention(dim, heads)
-        self.norm2 = nn.ModuleDict({"body": nn.LayerNorm(dim)})
+        self.norm2 = nn.ModuleDict({"body": LayerNorm(dim)})
         self.ffn = GatedFeedForward(dim, hidden)
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
@@ -153,6 +153,7 @@ class CRAFT(RestorationNetwork):
 
     architecture = "craft"
     signature = ("layers.0.residual_group.srwa_blocks.0.qkv.weight",)
+    float32_skips = True
 
     def __init__(
         self,
@@ -173,7 +174,7 @@ class CRAFT(RestorationNetwork):
                 for depth in depths
             )
         )
-        self.norm = nn.ModuleDict({"body": nn.LayerNorm(dim)})
+        self.norm = nn.ModuleDict({"body": LayerNorm(dim)})
         self.conv_after_body = Conv2d(dim, dim)
         self.upsample = nn.Sequential(
             nn.Conv2d(dim, scale**2 * channels, 3, 1, 1), nn.PixelShuffle(scale)

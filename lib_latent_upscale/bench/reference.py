@@ -111,13 +111,14 @@ def _importable(folder: Path) -> Iterator[None]:
         "timm.models": ModuleType("timm.models"),
         "timm.models.layers": layers,
     }
-    hidden = {name: sys.modules.pop(name) for name in stand_ins if name in sys.modules}
+    before = dict(sys.modules)
     sys.modules.update(stand_ins)
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
         sys.path.remove(str(folder))
-        for name in stand_ins:
-            del sys.modules[name]
-        sys.modules.update(hidden)
+        for name in sys.modules.keys() - before.keys():
+            if name.partition(".")[0] in ("arch", "timm"):
+                del sys.modules[name]
+        sys.modules.update({name: before[name] for name in stand_ins if name in before})

@@ -54,6 +54,7 @@ def convolve(
     weight: (out, C, side, side), or (C, 1, side, side) for one of each channel by itself; side
         is odd.
     """
+    x = x.to(weight.dtype)  # from skips in float32
     side = weight.shape[-1]
     if side == 1 and weight.shape[1] == x.shape[-1]:
         return linear(x, weight.flatten(1), bias, gelu=gelu, residual=residual)
@@ -63,6 +64,13 @@ def convolve(
     if gelu:
         return F.gelu(x)
     return x if residual is None else residual + x
+
+
+class LayerNorm(nn.LayerNorm):
+    """A norm of the last axis that gives its own precision, whatever it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
 
 
 class Mlp(nn.Module):
