@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .inference import LatentUpscaler, load
 
-_Key = tuple[Path, int, int]
+_Key = tuple[Path, tuple[int, ...]]
 
 
 class UpscalerCache:
@@ -25,8 +25,7 @@ class UpscalerCache:
 
     def get(self, path: Path) -> LatentUpscaler:
         """The upscaler of that file of weights; raises what `load` raises."""
-        stat = path.stat()
-        key = (path, stat.st_mtime_ns, stat.st_size)
+        key = (path, _state(path))
         with self._lock:
             upscaler = self._loaded.get(key)
             if upscaler is None:
@@ -36,7 +35,20 @@ class UpscalerCache:
                 self._loaded.popitem(last=False)
             return upscaler
 
+    def release(self, path: Path) -> None:
+        """Forgets those of that file, which may be mapped into memory until then."""
+        with self._lock:
+            for key in [key for key in self._loaded if key[0] == path]:
+                del self._loaded[key]
+
     def clear(self) -> None:
         """Forgets all of them."""
         with self._lock:
             self._loaded.clear()
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes when the file or the sidecar file beside it does."""
+    beside = path.with_suffix(".json")
+    stats = [path.stat(), *([beside.stat()] if beside.is_file() else [])]
+    return tuple(value for stat in stats for value in (stat.st_mtime_ns, stat.st_size))

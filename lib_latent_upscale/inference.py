@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
@@ -12,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import weights
-from .architectures import Network, StateDictError, from_state_dict, identify
-from .catalog import CATALOG, Entry, by_file_name
+from .architectures import Network, StateDictError, from_state_dict
+from .catalog import CATALOG, Entry
 from .resample import resample
-from .spaces import RAW, SPACES, LatentScale, LatentSpace
+from .spaces import LatentScale, LatentSpace
+from .weights import files, reading
+from .weights.describing import describe
+from .weights.errors import WeightsError
 
 AFTER_PASSES = 0.5
 """How much antialiasing a network's result gets on the way down to the target: half of the full
@@ -46,7 +47,7 @@ class LatentUpscaler:
         entry: Entry | None = None,
     ) -> None:
         if network.channels != space.channels:
-            raise weights.WeightsError(
+            raise WeightsError(
                 f"{name} takes latents of {network.channels} channels; those of {space.label} "
                 f"have {space.channels}"
             )
@@ -164,63 +165,32 @@ def load(
 ) -> LatentUpscaler:
     """The upscaler of a catalogue id (`bundled-sd15`) or of a file of weights.
 
-    A file under a published name gets that entry's latent space and input scale; another one
-    what its metadata say (`space`, `input`: "raw" or "unet", hyperparameters), with `space`
-    ("sd15", "sdxl", "sd3", "flux") for a file without.
+    A file under a published name, or converted from a published file, gets that entry's latent
+    space and input scale; another one what its metadata or the JSON file beside it say (`space`,
+    `input`: "raw" or "unet", hyperparameters), or its name (my-upscaler-sdxl), with `space`
+    ("sd15", "sdxl", "sd3", "flux") for a file without. Nothing is fetched.
 
     Raises `WeightsError`: an unknown id, a file that is missing, damaged or of no architecture
     known here, or one whose latent space nothing tells.
     """
     entry = CATALOG.get(str(id_or_path))
-    path = weights.find(entry) if entry is not None else Path(id_or_path)
-    if entry is None:
-        if not path.is_file():
-            raise weights.WeightsError(
-                f"{id_or_path}: neither a file nor one of the models {', '.join(CATALOG)}"
-            )
-        entry = by_file_name(path.name)
+    path = files.find(entry) if entry is not None else Path(id_or_path)
+    if not path.is_file():
+        raise WeightsError(
+            f"{id_or_path}: neither a file nor one of the models {', '.join(CATALOG)}"
+        )
     # A host's inference mode would make tensors of them that nothing outside it may write to.
     with torch.inference_mode(False):
-        content = weights.read(path)
-        chosen, input_scale = _latents_of(path, content, entry, space)
+        content = reading.read(path)
+        shapes = {key: tuple(tensor.shape) for key, tensor in content.tensors.items()}
+        what = describe(path, shapes, content.metadata, space)
         try:
-            network = from_state_dict(content.tensors, **_told(content, entry))
+            network = from_state_dict(content.tensors, **what.hyperparameters)
         except (StateDictError, TypeError) as error:
-            raise weights.WeightsError(f"{path}: {error}") from error
+            raise WeightsError(f"{path}: {error}") from error
         network.requires_grad_(False).to(device=device, dtype=dtype)
-    name = entry.id if entry is not None else path.name
-    return LatentUpscaler(network, chosen, input_scale, name, entry)
-
-
-def _latents_of(
-    path: Path, content: weights.Weights, entry: Entry | None, told: str | None
-) -> tuple[LatentSpace, LatentScale]:
-    """The latent space of a file and the scale that its network wants."""
-    if entry is not None and told in (None, entry.space.id):
-        return entry.space, entry.input_scale
-    space_id = told or content.metadata.get("space")
-    space = SPACES.get(space_id or "")
-    if space is None:
-        raise weights.WeightsError(
-            f"{path}: which latent space it is for ({', '.join(SPACES)}) is told neither by its "
-            f"name nor by its metadata: tell it"
-            + (f"; {space_id!r} is none of them" if space_id else "")
-        )
-    return space, space.unet if content.metadata.get("input") == "unet" else RAW
-
-
-def _told(content: weights.Weights, entry: Entry | None) -> dict[str, Any]:
-    """Hyperparameters that weights do not show: of the metadata, else of the catalogue."""
-    told = dict(entry.hyperparameters) if entry is not None else {}
-    try:
-        names = inspect.signature(identify(content.tensors)).parameters
-    except StateDictError:
-        return told  # from_state_dict will say so
-    for name in names:
-        value = content.hyperparameter(name)
-        if value is not None:
-            told[name] = tuple(value) if isinstance(value, list) else value
-    return told
+    name = what.entry.id if what.entry is not None else path.name
+    return LatentUpscaler(network, what.space, what.input_scale, name, what.entry)
 
 
 def _before_each_step(network: nn.Module, check: Callable[..., None]) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from lib_latent_upscale import WeightsError, cache, weights
+from lib_latent_upscale import WeightsError, cache
 from lib_latent_upscale.cache import UpscalerCache
 from lib_latent_upscale.inference import LatentUpscaler
+from lib_latent_upscale.weights import files
 
-BUNDLED = weights.MODEL_FOLDER / "compact-sd15-x2.safetensors"
+BUNDLED = files.MODEL_FOLDER / "compact-sd15-x2.safetensors"
 
 
 @pytest.fixture
