@@ -14,52 +14,66 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import weights
-from ..cache import UpscalerCache
-from ..catalog import CATALOG, Entry, by_label, entries
+from ..catalog import Entry
 from ..inference import Interrupted, LatentUpscaler
 from ..resample import resample
 from ..spaces import SPACES, LatentSpace
-from . import host, settings
+from ..weights import files
+from . import host, models, settings
 from .hooked import HookedLatent, unhook
 from .wrapping import unwrap, wrap
 
 NEURAL = "Latent (neural)"
 """The entry that picks the default model of the checkpoint's latent space."""
 
-# What a caller gets that interpolates without meeting the hook.
-_MODE = {"mode": "bicubic", "antialias": True}
+# What a caller gets that interpolates without meeting the hook, and what tells ours from others'.
+_OURS = "latent_upscale"
+_MODE = {"mode": "bicubic", "antialias": True, _OURS: True}
 
 _UPSCALER = "latent_upscale_upscaler"  # the attribute of a job that holds its upscaler
 _HASH = "Latent upscaler hash"  # of the file, in the infotext
 
-_cache = UpscalerCache()
-
 
 def labels() -> list[str]:
     """The names of our upscalers, in the order of the dropdown."""
-    return [NEURAL, *(entry.label for entry in CATALOG.values())]
+    return [NEURAL, *(entry.label for entry in models.entries())]
 
 
 def install() -> None:
     """Adds the upscalers and wraps the txt2img job. Twice is the same as once."""
-    from modules import processing, shared
+    from modules import processing
 
-    for label in labels():
-        shared.latent_upscale_modes[label] = dict(_MODE)
+    refresh()
     wrap(processing.StableDiffusionProcessingTxt2Img, "init", _init)
     wrap(processing.StableDiffusionProcessingTxt2Img, "sample_hr_pass", _sample_hr_pass)
 
 
 def uninstall() -> None:
     """Undoes `install`, and forgets the models that are loaded."""
-    from modules import processing, shared
+    from modules import processing
 
-    for label in labels():
-        shared.latent_upscale_modes.pop(label, None)
+    _take_out()
     unwrap(processing.StableDiffusionProcessingTxt2Img, "init")
     unwrap(processing.StableDiffusionProcessingTxt2Img, "sample_hr_pass")
-    _cache.clear()
+    models.forget()
+
+
+def refresh() -> None:
+    """Brings the host's list of latent upscalers up to date with the files that are there."""
+    from modules import shared
+
+    _take_out()
+    models.refresh(taken=shared.latent_upscale_modes)
+    for label in labels():
+        shared.latent_upscale_modes[label] = dict(_MODE)
+
+
+def _take_out() -> None:
+    from modules import shared
+
+    modes = shared.latent_upscale_modes
+    for name in [name for name, mode in modes.items() if mode.get(_OURS)]:
+        del modes[name]
 
 
 def _init(original: Any, p: Any, *args: Any, **kwargs: Any) -> Any:
@@ -67,6 +81,8 @@ def _init(original: Any, p: Any, *args: Any, **kwargs: Any) -> Any:
     setattr(p, _UPSCALER, None)
     for name in (_HASH, *map(settings.default_infotext, SPACES.values())):
         p.extra_generation_params.pop(name, None)
+    if p.enable_hr and _is_new(p.hr_upscaler):
+        refresh()
     result = original(p, *args, **kwargs)
     if p.enable_hr and p.hr_upscaler in labels():
         setattr(p, _UPSCALER, _prepare(p))
@@ -82,11 +98,10 @@ def _prepare(p: Any) -> LatentUpscaler:
     hires_checkpoint = getattr(p, "hr_checkpoint_info", None)
     if hires_checkpoint is not None:
         _check_hires_space(entry.space, host.checkpoint_file_space(hires_checkpoint.filename))
-    path = weights.find(entry)
-    upscaler = _cache.get(path)
+    upscaler, path = models.load(entry)
     if p.hr_upscaler == NEURAL:
         p.extra_generation_params[settings.default_infotext(entry.space)] = entry.label
-    p.extra_generation_params[_HASH] = weights.short_hash(path)
+    p.extra_generation_params[_HASH] = files.short_hash(path)
     return upscaler
 
 
@@ -97,13 +112,20 @@ def _choose(label: str, space: LatentSpace | None) -> Entry:
             f"{label}: this checkpoint's latents are of a kind that no latent upscaler here is "
             "made for. Choose another hires upscaler."
         )
-    entry = settings.default_entry(space) if label == NEURAL else by_label(label)
+    entry = settings.default_entry(space) if label == NEURAL else models.by_label(label)
     if entry is not None and entry.space is space:
         return entry
-    fitting = [entry.label for entry in entries(space)]
+    fitting = [entry.label for entry in models.entries(space)]
     advice = f"Choose one of these: {', '.join(fitting)}." if fitting else "There is none yet."
     which = f"{label} is for {entry.space.label} latents, but" if entry else f"{label}:"
     raise ValueError(f"{which} this checkpoint needs one for {space.label}. {advice}")
+
+
+def _is_new(label: Any) -> bool:
+    """Whether it may be a file that was put there since the list was made."""
+    from modules import shared
+
+    return str(label).startswith("Latent (") and label not in shared.latent_upscale_modes
 
 
 def _check_hires_space(space: LatentSpace, other: LatentSpace | None) -> None:
