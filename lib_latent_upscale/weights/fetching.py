@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from ..catalog import Entry
 from . import files, ledger
@@ -22,6 +21,7 @@ from .errors import FetchError, MissingWeightsError, WeightsError
 from .transfer import Patience, Progress, Stopped, discard, download
 
 _SPARE_BYTES = 64 << 20  # of the disk, for the host and its pictures
+_BY_HAND = "by hand"  # in place of an address
 
 
 def _never() -> bool:
@@ -74,7 +74,7 @@ class Fetcher:
                 except Stopped as error:
                     raise Stopped(f"{entry.id}: {error}") from error
                 except FetchError as error:
-                    reasons[f"{urlsplit(url).netloc}: {error}"] = None
+                    reasons[f"{_host(url)}: {error}"] = None
                 except WeightsError as error:
                     reasons[str(error)] = None
             raise FetchError(f"{entry.id} could not be fetched: " + "; ".join(reasons))
@@ -82,16 +82,19 @@ class Fetcher:
     def convert(self, entry: Entry, source: Path) -> Path:
         """A published pickle that was put into the folder by hand, as .safetensors.
 
-        The pickle is deleted when the other file is there. Raises `WeightsError` if it is not
-        the published one; then it stays.
+        The pickle goes if its hash shows that it is the published one; without a hash to compare
+        it stays beside the other file, as it may be a user's own. Raises `WeightsError` if it
+        does not hold the entry's weights.
         """
         with self._alone(entry):
             kept = self.folder / entry.file.kept_name
             if kept.is_file():  # another process did it meanwhile
                 return kept
-            self._take(entry, source, "by hand", accept_changed=False)
-            self._make_way(source)
-            source.unlink()
+            published = files.sha256(source) in (entry.file.sha256, self._first_sha256(entry))
+            self._take(entry, source, _BY_HAND, accept_changed=False)
+            if published:
+                self._make_way(source)
+                source.unlink()
             return kept
 
     def _addresses(self, entry: Entry) -> Sequence[str]:
@@ -119,16 +122,20 @@ class Fetcher:
             progress=self.progress,
             should_stop=self.should_stop,
         )
+        refusal = ""
         try:
             kept = self._take(entry, part, url, accept_changed)
-        except WeightsError:
-            discard(part)
-            if not resumed:
-                raise
-            # What was there before may not have been what it seemed: once more from the start.
-            return self._fetch_from(url, entry, accept_changed)
+        except WeightsError as error:
+            # Not the error itself: it holds what was read, and so the file, which Windows then
+            # does not let go.
+            refusal = str(error)
         discard(part)
-        return kept
+        if not refusal:
+            return kept
+        if not resumed:
+            raise WeightsError(refusal)
+        # What was there before may not have been what it seemed: once more from the start.
+        return self._fetch_from(url, entry, accept_changed)
 
     def _take(self, entry: Entry, source: Path, url: str, accept_changed: bool) -> Path:
         """Checks a published file, and puts it, converted if need be, under its name."""
@@ -137,13 +144,15 @@ class Fetcher:
 
         from . import checking, converting  # they load torch, which takes seconds
 
-        known = ledger.read(self.folder).get(entry.id)
-        first = known.source_sha256 if known is not None and not accept_changed else None
+        first = None if accept_changed else self._first_sha256(entry)
         checking.check_source(entry, source, first)
         source_sha256 = files.sha256(source)
-        ready = self._under_way / f"{entry.file.kept_name}.ready"
         kept = self.folder / entry.file.kept_name
+        bench = self._under_way / entry.id  # with what a process that was killed left on it
+        shutil.rmtree(bench, ignore_errors=True)
+        ready = bench / kept.name
         try:
+            bench.mkdir(exist_ok=True)
             converting.convert(entry, source, ready, url, source_sha256)
             sha256 = files.sha256(ready)
             record = ledger.Record(url, source_sha256, kept.name, sha256)
@@ -155,8 +164,13 @@ class Fetcher:
         except SafetensorError as error:  # what it says of a disk that is full
             raise OSError(str(error)) from error
         finally:
-            ready.unlink(missing_ok=True)
+            shutil.rmtree(bench, ignore_errors=True)
         return kept
+
+    def _first_sha256(self, entry: Entry) -> str | None:
+        """The hash of the entry's first good download; None if there was none."""
+        known = ledger.read(self.folder).get(entry.id)
+        return known.source_sha256 if known is not None and known.url != _BY_HAND else None
 
     def _check_space(self, entry: Entry) -> None:
         """Raises `FetchError` unless the disk can take the download and its conversion."""
@@ -214,7 +228,8 @@ def obtain(entry: Entry, folders: Sequence[Path], fetcher: Fetcher | None) -> Pa
         if fetcher is None or entry.file.url is None:
             raise
         return fetcher.fetch(entry)
-    if fetcher is None or path.suffix.lower() not in files.PICKLES or path.parent != fetcher.folder:
+    published = entry.file.url is not None and path.suffix.lower() in files.PICKLES
+    if fetcher is None or not published or path.parent != fetcher.folder:
         return path
     try:
         return fetcher.convert(entry, path)
@@ -222,6 +237,11 @@ def obtain(entry: Entry, folders: Sequence[Path], fetcher: Fetcher | None) -> Pa
         raise
     except WeightsError:
         return path  # someone's own under a published name, or a folder that is read-only
+
+
+def _host(url: str) -> str:
+    """The host of an address, or all of one that is none: a mirror's is what the user typed."""
+    return url.partition("://")[2].partition("/")[0] or url
 
 
 def _replace(ready: Path, kept: Path) -> None:

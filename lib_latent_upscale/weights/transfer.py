@@ -145,7 +145,7 @@ def _try_once(
 
 def _check_kind(headers: Mapping[str, str], sizes: range, resumed: bool) -> int | None:
     """The file's size by the server; raises `FetchError` for what is not the file."""
-    if headers.get("content-type", "").startswith("text/html"):
+    if headers.get("content-type", "").lower().startswith("text/html"):
         raise FetchError("a web page came in place of the file; does a proxy want a login?")
     if headers.get("content-encoding", "identity") != "identity":
         raise FetchError("the server compresses the file, which was not asked for")
@@ -224,16 +224,19 @@ class _Get:
             requests.exceptions.InvalidSchema,
             requests.exceptions.MissingSchema,
         )
+        what = ""
         try:
             with requests.Session() as session:
                 session.max_redirects = _REDIRECTS
-                timeout = (self._patience.connect, self._patience.stall)
+                # Later than the one who waits gives up, with better words.
+                timeout = (self._patience.connect + 1, self._patience.stall + 1)
                 with session.get(
                     self._url, headers=dict(self._sent), stream=True, timeout=timeout
                 ) as answer:
                     _check_encrypted(self._url, [one.url for one in (*answer.history, answer)])
                     headers = {name.lower(): value for name, value in answer.headers.items()}
                     self._put((answer.status_code, headers))
+                    what = "the connection broke off: "
                     for chunk in _whole(answer.iter_content(_CHUNK), self._left.is_set):
                         if not self._put(chunk):
                             return
@@ -243,7 +246,7 @@ class _Get:
         except fatal as error:
             self._put(FetchError(str(error)))
         except Exception as error:  # of requests, urllib3 or the system
-            self._put(_Broken(_reason(error)))
+            self._put(_Broken(what + _reason(error)))
 
     def _put(self, item: Any) -> bool:
         """Hands an item over; False when nobody waits for it any more."""
