@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,12 +114,13 @@ def _fetch(missing: Sequence[Entry], folder: Path, wanted: preferences.Preferenc
                 print(f"Latent upscale: {entry.id} is not all here yet; the rest comes later")
                 return
             except WeightsError as error:
+                with suppress(OSError):  # a folder that cannot be written to
+                    failed.parent.mkdir(parents=True, exist_ok=True)
+                    failed.touch()
                 print(
                     f"Latent upscale: {str(error)[:300]}\nIt is fetched when it is first used, or "
                     f'by "install.py --fetch {entry.id}". The models that are here work.'
                 )
-                failed.parent.mkdir(parents=True, exist_ok=True)
-                failed.touch()
                 return
         print(f"Latent upscale: fetched {path.name}")
     failed.unlink(missing_ok=True)

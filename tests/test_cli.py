@@ -137,6 +137,7 @@ def test_errors_are_one_line(
     arguments: list[str],
     message: str,
 ) -> None:
+    monkeypatch.setenv("LATENT_UPSCALE_MODELS", str(tmp_path.parent / "models"))
     monkeypatch.chdir(tmp_path)
     np.save("in.npy", latent.numpy())
     arguments = ["in.npy" if argument == "IN" else argument for argument in arguments]

@@ -52,7 +52,7 @@ def describe(
         }
         network_class, arguments = configure(shapes, **hyperparameters)
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise WeightsError(f"{path}: {error}") from error
+        raise WeightsError(f"{path}: {str(error)[:300]}") from error
     latents, input_scale = _latents(path, metadata, entry, space)
     if arguments["channels"] != latents.channels:
         raise WeightsError(
@@ -102,4 +102,8 @@ def _latents(
             f"{path.stem}-sdxl{path.suffix}"
             + (f"; {space_id[:50]!r} is no latent space known here" if space_id else "")
         )
-    return space, space.unet if metadata.get("input") == "unet" else RAW
+    scales = {"raw": RAW, "unet": space.unet}
+    wanted = metadata.get("input", "raw")
+    if wanted not in scales:
+        raise WeightsError(f'{path}: its "input" is "raw" or "unet", not {wanted[:50]!r}')
+    return space, scales[wanted]

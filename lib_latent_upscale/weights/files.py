@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -63,9 +64,10 @@ def find(entry: Entry, folders: Iterable[Path] | None = None) -> Path:
 
 def check_inside(path: Path, folder: Path) -> None:
     """Raises `WeightsError` if `path` is a link that leads out of `folder`."""
-    if not path.resolve().is_relative_to(folder.resolve()):
+    target = Path(os.path.realpath(path))  # unlike resolve(), no error for links in a circle
+    if not target.is_relative_to(os.path.realpath(folder)):
         raise WeightsError(
-            f"{path} is a link to {path.resolve()}, outside of {folder}. Copy the file here, or "
+            f"{path} is a link to {target}, outside of {folder}. Copy the file here, or "
             "name its own folder as the folder of models in the settings."
         )
 
@@ -101,7 +103,7 @@ def first_bytes(path: Path) -> bytes:
 
 def is_web_page(path: Path) -> bool:
     """Whether a file is what a proxy or a login page sends in place of another one."""
-    return first_bytes(path).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
+    return re.match(rb"[\xef\xbb\xbf\s]*<[!?a-zA-Z]", first_bytes(path)) is not None
 
 
 def _digest(digest: Any, path: Path) -> str:

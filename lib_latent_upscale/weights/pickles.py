@@ -41,7 +41,7 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-_PROGRAM_BYTES = 8 << 20  # the largest published one has 1 MB
+_PROGRAM_BYTES = 4 << 20  # the largest published one has 1 MB
 _ENTRIES = 100_000
 _DIMENSIONS = 16
 _MESSAGE = 200  # letters of a message that are the file's: names in it can be long

@@ -50,7 +50,7 @@ def read(path: Path) -> Weights:
         with safe_open(str(path), "pt", device="cpu") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             return Weights(tensors, {**(file.metadata() or {}), **sidecar(path)})
-    except (SafetensorError, OSError, ValueError) as error:
+    except _SAFETENSORS_ERRORS as error:
         raise _damaged(path, error) from error
 
 
@@ -65,7 +65,7 @@ def read_header(path: Path) -> Header:
             keys = file.keys()
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in keys}
             return Header(shapes, {**(file.metadata() or {}), **sidecar(path)})
-    except (SafetensorError, OSError, ValueError) as error:
+    except _SAFETENSORS_ERRORS as error:
         raise _damaged(path, error) from error
 
 
@@ -106,6 +106,10 @@ _SPACE_NAMES = {
     "sd15": r"(sd[-_ ]?v?1([-_. ]?5)?|"
     r"(?<!x[-_ ])(?<!scale[-_ ])1[._]5(?![-_ ]?x(?![a-z0-9])|\.\d))",
 }
+
+
+# A number type that this torch does not have yet is an AttributeError.
+_SAFETENSORS_ERRORS = (SafetensorError, OSError, ValueError, AttributeError)
 
 
 def _check_suffix(path: Path) -> str:
