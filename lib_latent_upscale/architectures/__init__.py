@@ -60,8 +60,12 @@ def from_state_dict(state_dict: Mapping[str, Tensor], **hyperparameters: Any) ->
     weights = {key: value for key, value in state_dict.items() if not is_derived(key)}
     shapes = {key: tuple(value.shape) for key, value in weights.items()}
     network_class, arguments = configure(shapes, **hyperparameters)
-    with torch.device("meta"):  # shapes only: no time is lost on initial weights
-        network = network_class(**arguments)
+    try:
+        with torch.device("meta"):  # shapes only: no time is lost on initial weights
+            network = network_class(**arguments)
+    except (ArithmeticError, RuntimeError, ValueError) as error:  # of torch's own layers
+        name = network_class.architecture
+        raise StateDictError(f"no {name} network has weights of these shapes: {error}") from error
     _check_weights(weights, network.to_state_dict())
     loaded = {key: as_float32(value, key) for key, value in weights.items()}
     for key in network.state_dict().keys() - loaded.keys():  # batch counters, unused in eval
@@ -101,7 +105,7 @@ def _check_arguments(network_class: type[Network], arguments: Mapping[str, Any])
 def _check_weights(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     unknown = [key for key in given if key not in wanted]
     if unknown:
-        raise StateDictError(f"unknown key {unknown[0]!r}{_more(unknown)}")
+        raise StateDictError(f"unknown key {unknown[0][:200]!r}{_more(unknown)}")
     missing = [key for key in wanted if key not in given]
     if missing:
         raise StateDictError(f"the state dict lacks the key {missing[0]!r}{_more(missing)}")
