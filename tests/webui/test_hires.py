@@ -28,9 +28,9 @@ from .test_host import A_KEY
 SMALL = (64, 64)
 
 
-def hires_module() -> Any:
+def inference_module() -> Any:
     """The module of the extension that runs now: a reload made it anew."""
-    return sys.modules["lib_latent_upscale.webui.hires"]
+    return sys.modules["lib_latent_upscale.inference"]
 
 
 def close(a: Tensor, b: Tensor) -> bool:
@@ -107,11 +107,11 @@ def test_an_error_in_the_network_ends_that_job_only(
     webui: Double, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> Tensor:
-        raise RuntimeError("out of memory")
+        raise RuntimeError("a defect")
 
     with monkeypatch.context() as patch:
-        patch.setattr(hires_module().LatentUpscaler, "__call__", fail)
-        assert webui.txt2img(HIRES).error == "out of memory"
+        patch.setattr(inference_module().LatentUpscaler, "__call__", fail)
+        assert webui.txt2img(HIRES).error == "a defect"
     assert runs(done(webui.txt2img(HIRES))) == ["bundled-sd15"]
 
 
@@ -178,8 +178,8 @@ def test_another_file_under_the_same_name_is_loaded_anew(a1111: Double, models: 
 
 def test_no_inference_tensors_are_kept(webui: Double) -> None:
     done(webui.txt2img(HIRES))
-    (upscaler,) = sys.modules["lib_latent_upscale.webui.models"]._cache._loaded.values()
-    assert not any(parameter.is_inference() for parameter in upscaler.network.parameters())
+    (model,) = sys.modules["lib_latent_upscale.webui.models"]._cache._models.values()
+    assert not any(parameter.is_inference() for parameter in model.upscaler.network.parameters())
 
 
 # X/Y/Z: the script makes one job and runs copies of it.

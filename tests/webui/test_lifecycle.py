@@ -82,7 +82,7 @@ def test_loading_twice_is_loading_once() -> None:
 def test_unloading_frees_the_models(a1111: Double) -> None:
     done(a1111.txt2img(HIRES))
     cache = sys.modules["lib_latent_upscale.webui.models"]._cache
-    models = [weakref.ref(upscaler.network) for upscaler in cache._loaded.values()]
+    models = [weakref.ref(model.upscaler.network) for model in cache._models.values()]
     gc.collect()
     assert models and all(model() is not None for model in models)
     a1111.reload_ui()
@@ -180,7 +180,7 @@ def test_a_wrapper_put_over_ours_survives(a1111: Double, tidy: bool) -> None:
     for count in (3, 4, 5):
         assert runs(done(a1111.txt2img(HIRES))) == ["bundled-sd15"]
         assert other.calls == dict.fromkeys(METHODS, count)
-        assert not old._cache._loaded  # the wrapper below the other's is silent
+        assert not old._cache._models  # the wrapper below the other's is silent
         old = sys.modules["lib_latent_upscale.webui.models"]
         a1111.reload_ui()
 
