@@ -80,7 +80,11 @@ def _take_out() -> None:
 def _init(original: Any, p: Any, *args: Any, **kwargs: Any) -> Any:
     # X/Y/Z runs copies of one job, with the attributes and the one infotext of the run before.
     setattr(p, _MODEL, None)
-    for name in (_HASH, *map(settings.default_infotext, SPACES.values())):
+    for name in (
+        _HASH,
+        settings.PRECISION_INFOTEXT,
+        *map(settings.default_infotext, SPACES.values()),
+    ):
         p.extra_generation_params.pop(name, None)
     if p.enable_hr and _is_new(p.hr_upscaler):
         refresh()
@@ -102,6 +106,10 @@ def _prepare(p: Any) -> Model:
     model = models.load(entry)
     if p.hr_upscaler == NEURAL:
         p.extra_generation_params[settings.default_infotext(entry.space)] = entry.label
+    chosen = settings.precision()
+    if chosen is not None:
+        name = next(name for name, dtype in settings.PRECISIONS.items() if dtype == chosen)
+        p.extra_generation_params[settings.PRECISION_INFOTEXT] = name
     p.extra_generation_params[_HASH] = files.short_hash(model.path)
     return model
 
@@ -152,9 +160,11 @@ def _sample_hr_pass(original: Any, p: Any, samples: Any, *args: Any, **kwargs: A
 def _upscale(model: Model, latent: Tensor, size: tuple[int, int]) -> Tensor:
     """The latent (N, C, H, W) of the first pass as (N, C, *size), on its own device."""
     started = time.perf_counter()
+    models.cache.policy, models.cache.budget = settings.policy(), settings.budget()
+    dtype = settings.precision() or host.precision(latent.device)
     try:
         result = models.engine.upscale(
-            model, latent, size, dtype=host.precision(latent.device), should_stop=host.interrupted
+            model, latent, size, dtype=dtype, should_stop=host.interrupted
         )
     except Interrupted:
         # The host goes on with any latent of the right size, and stops by itself.

@@ -19,9 +19,9 @@ from ..weights.errors import FetchError, MissingWeightsError
 from ..weights.fetching import Fetcher, Progress, Stopped, obtain
 from . import host, residence
 
-_cache = UpscalerCache(residence=residence.of_this_host())
+cache = UpscalerCache(residence=residence.of_this_host())
 engine = Engine(
-    _cache, residence.free_all, lambda line: print(f"Latent upscale: {line}", flush=True)
+    cache, residence.free_all, lambda line: print(f"Latent upscale: {line}", flush=True)
 )
 _hand_placed: Sequence[Entry] = ()
 
@@ -65,12 +65,12 @@ def folders() -> tuple[Path, ...]:
 
 def load(entry: Entry) -> Model:
     """The model, its file fetched if this is its first use. Raises `WeightsError`."""
-    return _cache.get(_file(entry))
+    return cache.get(_file(entry))
 
 
 def forget() -> None:
     """Lets go of all loaded models."""
-    _cache.clear()
+    cache.clear()
 
 
 def _file(entry: Entry) -> Path:
@@ -81,7 +81,7 @@ def _file(entry: Entry) -> Path:
             preferred.mirror,
             progress=progress,
             should_stop=host.interrupted,
-            release=_cache.release,
+            release=cache.release,
         )
         try:
             files.find(entry, where)

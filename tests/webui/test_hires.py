@@ -178,7 +178,7 @@ def test_another_file_under_the_same_name_is_loaded_anew(a1111: Double, models: 
 
 def test_no_inference_tensors_are_kept(webui: Double) -> None:
     done(webui.txt2img(HIRES))
-    (model,) = sys.modules["lib_latent_upscale.webui.models"]._cache._models.values()
+    (model,) = sys.modules["lib_latent_upscale.webui.models"].cache._models.values()
     assert not any(parameter.is_inference() for parameter in model.upscaler.network.parameters())
 
 
@@ -275,3 +275,30 @@ def test_a_hires_checkpoint_whose_file_does_not_tell_is_refused_once_loaded(webu
     assert job.error is not None and "hires checkpoint" in job.error
     assert not runs(job) and not webui.hires_inputs
     assert runs(done(webui.txt2img(HIRES))) == ["bundled-sd15"]
+
+
+# Precision and what stays on the device
+
+
+def test_the_precision_of_the_settings_is_used_and_told(webui: Double) -> None:
+    exact = done(webui.txt2img(HIRES))
+    settings = {"latent_upscale_precision": "bfloat16"}
+    half = done(webui.txt2img({**HIRES, "override_settings": settings}))
+    assert exact.pictures != half.pictures
+    assert "Latent upscaler precision" not in exact.infotexts[0]
+    assert "Latent upscaler precision: bfloat16" in half.infotexts[0]
+    pasted = done(
+        webui.txt2img({"seed": 1, "width": 64, "height": 64, "infotext": half.infotexts[0]})
+    )
+    assert pasted.pictures == half.pictures
+    assert done(webui.txt2img(HIRES)).pictures == exact.pictures
+
+
+@pytest.mark.parametrize(("policy", "kept"), [("keep", 1), ("offload", 0)])
+def test_what_stays_after_a_job(a1111: Double, policy: str, kept: int) -> None:
+    settings = {"latent_upscale_precision": "bfloat16", "latent_upscale_cache_policy": policy}
+    done(a1111.txt2img({**HIRES, "override_settings": settings}))
+    cache = sys.modules["lib_latent_upscale.webui.models"].cache
+    (model,) = cache._models.values()
+    assert len(model.copies) == kept
+    assert cache.statistics().loads == 1
