@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,7 @@ from .architectures import Network, StateDictError, from_state_dict
 from .catalog import CATALOG, Entry
 from .resample import resample
 from .spaces import LatentScale, LatentSpace
+from .tiling import tiled
 from .weights import files, reading
 from .weights.describing import describe
 from .weights.errors import WeightsError
@@ -22,6 +24,10 @@ from .weights.errors import WeightsError
 AFTER_PASSES = 0.5
 """How much antialiasing a network's result gets on the way down to the target: half of the full
 is both nearer to the truth and sharper (docs/sizes.md)."""
+
+
+class NotFiniteError(ArithmeticError):
+    """A network in half precision gave NaN or infinite values for a latent that has none."""
 
 
 class Interrupted(Exception):
@@ -56,8 +62,7 @@ class LatentUpscaler:
         self.input_scale = input_scale
         self.name = name
         self.entry = entry
-        self._stop = threading.local()
-        _before_each_step(network, self._check_stop)
+        _before_each_step(network)
 
     @property
     def device(self) -> torch.device:
@@ -72,11 +77,26 @@ class LatentUpscaler:
         self.network.to(device=device, dtype=dtype)
         return self
 
+    def copied(self, dtype: torch.dtype) -> LatentUpscaler:
+        """One of its own with the weights in `dtype`, which share memory where they are the same.
+
+        Moving either leaves the other where it is.
+        """
+        weights = {
+            id(one): nn.Parameter(one.detach().to(dtype), requires_grad=False)
+            for one in self.network.parameters()
+        }
+        twin = copy.copy(self)
+        twin.network = copy.deepcopy(self.network, weights).to(dtype=dtype)
+        return twin
+
     def __call__(
         self,
         latent: Tensor,
         size: tuple[int, int],
         should_stop: Callable[[], bool] | None = None,
+        *,
+        tile: int | None = None,
     ) -> Tensor:
         """A latent (N, C, H, W) in UNet scale as (N, C, *size) in UNet scale.
 
@@ -87,30 +107,43 @@ class LatentUpscaler:
 
         should_stop: asked before every step inside the network; on True the call raises
             `Interrupted`.
+        tile: run the network on overlapping squares of this many latent pixels, one after the
+            other; less memory, and another result, as most networks look at the whole latent.
 
-        Raises `ValueError` for a latent that is not four-dimensional floating point or has
-        another number of channels, and for a size that is not positive.
+        Raises `NotFiniteError` where a network in half precision overflowed, and `ValueError`
+        for a latent that is not four-dimensional floating point or has another number of
+        channels, and for a size that is not positive.
         """
         height, width = self._check(latent, size)
         if (height, width) == tuple(latent.shape[-2:]):
             return latent
-        with torch.no_grad(), _no_autocast(self.device), self._stopping(should_stop):
+        with torch.no_grad(), _no_autocast(self.device), _stopping(should_stop, self.name):
             x = latent.to(self.device, torch.float32)
             if height <= x.shape[-2] and width <= x.shape[-1]:
                 x = resample(x, (height, width))
             else:
                 x = self.space.unet.to(self.input_scale, x)
-                x = self._passes(x.to(self.dtype), (height, width)).float()
+                x = self._checked_passes(x, (height, width), tile)
                 x = self.input_scale.to(self.space.unet, x)
                 x = resample(x, (height, width), AFTER_PASSES)
             return x.to(latent.device, latent.dtype)
 
-    def _passes(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+    def _checked_passes(self, x: Tensor, size: tuple[int, int], tile: int | None) -> Tensor:
+        """`_passes` in the network's precision, float32 to float32."""
+        result = self._passes(x.to(self.dtype), size, tile).float()
+        overflowed = self.dtype != torch.float32 and not bool(torch.isfinite(result).all())
+        if overflowed and bool(torch.isfinite(x).all()):
+            raise NotFiniteError(f"{self.name} overflows in {self.dtype}")
+        return result
+
+    def _passes(self, x: Tensor, size: tuple[int, int], tile: int | None) -> Tensor:
         """The network, run until both sides reach `size` (the last pass may go past it)."""
         while x.shape[-2] < size[0] or x.shape[-1] < size[1]:
             before = x.shape
             if self.network.scale is None:
                 x = self.network(x, size=self._step(x, size))
+            elif tile is not None:
+                x = tiled(self.network, x, self.network.scale, tile)
             else:
                 x = self.network(x)
             if x.shape == before:  # three pixels by 1.25 stay three: resampling does the rest
@@ -141,19 +174,6 @@ class LatentUpscaler:
         if height < 1 or width < 1 or not latent.numel():
             raise ValueError(f"nothing to upscale: {tuple(latent.shape)} to {height}x{width}")
         return height, width
-
-    @contextmanager
-    def _stopping(self, should_stop: Callable[[], bool] | None) -> Any:
-        self._stop.asked = should_stop
-        try:
-            yield
-        finally:
-            self._stop.asked = None
-
-    def _check_stop(self, *_: Any) -> None:
-        asked = getattr(self._stop, "asked", None)
-        if asked is not None and asked():
-            raise Interrupted(f"{self.name} was interrupted")
 
 
 def load(
@@ -193,12 +213,32 @@ def load(
     return LatentUpscaler(network, what.space, what.input_scale, name, what.entry)
 
 
-def _before_each_step(network: nn.Module, check: Callable[..., None]) -> None:
-    """Calls `check` before every block: every module in a list or sequence of modules."""
+# Who wants to stop the call that this thread is in. Not of an upscaler: hooks of its network are
+# copied along with it.
+_call = threading.local()
+
+
+@contextmanager
+def _stopping(should_stop: Callable[[], bool] | None, name: str) -> Any:
+    _call.should_stop, _call.name = should_stop, name
+    try:
+        yield
+    finally:
+        _call.should_stop = None
+
+
+def _check_stop(*_: Any) -> None:
+    should_stop = getattr(_call, "should_stop", None)
+    if should_stop is not None and should_stop():
+        raise Interrupted(f"{_call.name} was interrupted")
+
+
+def _before_each_step(network: nn.Module) -> None:
+    """Asks whether to stop before every block: every module in a list or sequence of modules."""
     for module in network.modules():
         if isinstance(module, (nn.Sequential, nn.ModuleList)):
             for step in module:
-                step.register_forward_pre_hook(check)
+                step.register_forward_pre_hook(_check_stop)
 
 
 @contextmanager

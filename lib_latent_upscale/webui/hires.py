@@ -14,8 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ..cache import Model
 from ..catalog import Entry
-from ..inference import Interrupted, LatentUpscaler
+from ..inference import Interrupted
 from ..resample import resample
 from ..spaces import SPACES, LatentSpace
 from ..weights import files
@@ -30,7 +31,7 @@ NEURAL = "Latent (neural)"
 _OURS = "latent_upscale"
 _MODE = {"mode": "bicubic", "antialias": True, _OURS: True}
 
-_UPSCALER = "latent_upscale_upscaler"  # the attribute of a job that holds its upscaler
+_MODEL = "latent_upscale_model"  # the attribute of a job that holds its model
 _HASH = "Latent upscaler hash"  # of the file, in the infotext
 
 
@@ -78,18 +79,22 @@ def _take_out() -> None:
 
 def _init(original: Any, p: Any, *args: Any, **kwargs: Any) -> Any:
     # X/Y/Z runs copies of one job, with the attributes and the one infotext of the run before.
-    setattr(p, _UPSCALER, None)
-    for name in (_HASH, *map(settings.default_infotext, SPACES.values())):
+    setattr(p, _MODEL, None)
+    for name in (
+        _HASH,
+        settings.PRECISION_INFOTEXT,
+        *map(settings.default_infotext, SPACES.values()),
+    ):
         p.extra_generation_params.pop(name, None)
     if p.enable_hr and _is_new(p.hr_upscaler):
         refresh()
     result = original(p, *args, **kwargs)
     if p.enable_hr and p.hr_upscaler in labels():
-        setattr(p, _UPSCALER, _prepare(p))
+        setattr(p, _MODEL, _prepare(p))
     return result
 
 
-def _prepare(p: Any) -> LatentUpscaler:
+def _prepare(p: Any) -> Model:
     """The model for a job, loaded, and its name for the infotext.
 
     Raises `ValueError` or `WeightsError` for what cannot work, while nothing is lost yet.
@@ -98,11 +103,15 @@ def _prepare(p: Any) -> LatentUpscaler:
     hires_checkpoint = getattr(p, "hr_checkpoint_info", None)
     if hires_checkpoint is not None:
         _check_hires_space(entry.space, host.checkpoint_file_space(hires_checkpoint.filename))
-    upscaler, path = models.load(entry)
+    model = models.load(entry)
     if p.hr_upscaler == NEURAL:
         p.extra_generation_params[settings.default_infotext(entry.space)] = entry.label
-    p.extra_generation_params[_HASH] = files.short_hash(path)
-    return upscaler
+    chosen = settings.precision()
+    if chosen is not None:
+        name = next(name for name, dtype in settings.PRECISIONS.items() if dtype == chosen)
+        p.extra_generation_params[settings.PRECISION_INFOTEXT] = name
+    p.extra_generation_params[_HASH] = files.short_hash(model.path)
+    return model
 
 
 def _choose(label: str, space: LatentSpace | None) -> Entry:
@@ -139,32 +148,30 @@ def _check_hires_space(space: LatentSpace, other: LatentSpace | None) -> None:
 
 
 def _sample_hr_pass(original: Any, p: Any, samples: Any, *args: Any, **kwargs: Any) -> Any:
-    upscaler: LatentUpscaler | None = getattr(p, _UPSCALER, None)
-    if upscaler is None or not isinstance(samples, Tensor):
+    model: Model | None = getattr(p, _MODEL, None)
+    if model is None or not isinstance(samples, Tensor):
         return original(p, samples, *args, **kwargs)
     if getattr(p, "hr_checkpoint_info", None) is not None:  # loaded by now, if it could not be read
-        _check_hires_space(upscaler.space, host.checkpoint_space(p.sd_model))
-    hooked = HookedLatent.of(samples, partial(_upscale, upscaler))
+        _check_hires_space(model.upscaler.space, host.checkpoint_space(p.sd_model))
+    hooked = HookedLatent.of(samples, partial(_upscale, model))
     return unhook(original(p, hooked, *args, **kwargs))  # an interrupted job returns its argument
 
 
-def _upscale(upscaler: LatentUpscaler, latent: Tensor, size: tuple[int, int]) -> Tensor:
+def _upscale(model: Model, latent: Tensor, size: tuple[int, int]) -> Tensor:
     """The latent (N, C, H, W) of the first pass as (N, C, *size), on its own device."""
-    device = latent.device
     started = time.perf_counter()
+    models.cache.policy, models.cache.budget = settings.policy(), settings.budget()
+    dtype = settings.precision() or host.precision(latent.device)
     try:
-        host.make_room(device)
-        result = upscaler.to(device)(latent, size, should_stop=host.interrupted)
+        result = models.engine.upscale(
+            model, latent, size, dtype=dtype, should_stop=host.interrupted
+        )
     except Interrupted:
         # The host goes on with any latent of the right size, and stops by itself.
         return resample(latent, size).to(latent.dtype)
-    finally:
-        if device.type != "cpu":
-            upscaler.to("cpu")
-            host.give_back()
     (height, width), seconds = latent.shape[-2:], time.perf_counter() - started
     print(
-        f"Latent upscale: {upscaler.name}, {width}x{height} to {size[1]}x{size[0]} "
-        f"in {seconds:.2f} s on {device}"
+        f"Latent upscale: {model.upscaler.name}, {width}x{height} to {size[1]}x{size[0]} "
+        f"in {seconds:.2f} s on {latent.device}"
     )
     return result

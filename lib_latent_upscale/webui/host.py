@@ -74,26 +74,12 @@ def _path(value: Any, *names: str) -> Any:
     return value
 
 
-def make_room(device: torch.device) -> None:
-    """Frees some memory on the device that the hires pass runs on, as the host's own image
-    upscalers do before they load a model."""
-    if device.type == "cpu":
-        return
+def precision(device: torch.device) -> torch.dtype:
+    """What networks run in on a device: half precision where the host's own do."""
     from modules import devices
 
-    try:  # Forge
-        from modules_forge.utils import prepare_free_memory
-    except ImportError:
-        devices.torch_gc()
-    else:
-        prepare_free_memory()
-
-
-def give_back() -> None:
-    """Lets the host have the memory that the network used."""
-    from modules import devices
-
-    devices.torch_gc()
+    half = device.type == "cuda" and devices.dtype == torch.float16
+    return torch.float16 if half else torch.float32
 
 
 def interrupted() -> bool:

@@ -8,18 +8,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .. import preferences
-from ..cache import UpscalerCache
+from ..cache import Model, UpscalerCache
 from ..catalog import CATALOG, Entry
 from ..console import bar
-from ..inference import LatentUpscaler
+from ..engine import Engine
 from ..preferences import Preferences
 from ..spaces import LatentSpace
 from ..weights import files, hand_placed
 from ..weights.errors import FetchError, MissingWeightsError
 from ..weights.fetching import Fetcher, Progress, Stopped, obtain
-from . import host
+from . import host, residence
 
-_cache = UpscalerCache()
+cache = UpscalerCache(residence=residence.of_this_host())
+engine = Engine(
+    cache, residence.free_all, lambda line: print(f"Latent upscale: {line}", flush=True)
+)
 _hand_placed: Sequence[Entry] = ()
 
 
@@ -60,18 +63,14 @@ def folders() -> tuple[Path, ...]:
     return files.model_folders(wanted().folder or None)
 
 
-def load(entry: Entry) -> tuple[LatentUpscaler, Path]:
-    """The model, and its file, which is fetched on its first use.
-
-    Raises `WeightsError`.
-    """
-    path = _file(entry)
-    return _cache.get(path), path
+def load(entry: Entry) -> Model:
+    """The model, its file fetched if this is its first use. Raises `WeightsError`."""
+    return cache.get(_file(entry))
 
 
 def forget() -> None:
     """Lets go of all loaded models."""
-    _cache.clear()
+    cache.clear()
 
 
 def _file(entry: Entry) -> Path:
@@ -82,7 +81,7 @@ def _file(entry: Entry) -> Path:
             preferred.mirror,
             progress=progress,
             should_stop=host.interrupted,
-            release=_cache.release,
+            release=cache.release,
         )
         try:
             files.find(entry, where)

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
+from ..cache import Policy
 from ..catalog import CATALOG, DEFAULTS, Entry
 from ..preferences import FETCH_KEY, FETCH_ON_USE_KEY, FOLDER_KEY, MIRROR_KEY, SETS, Preferences
 from ..spaces import SPACES, LatentSpace
 from . import models
+
+PRECISION_KEY = "latent_upscale_precision"
+POLICY_KEY = "latent_upscale_cache_policy"
+BUDGET_KEY = "latent_upscale_gpu_budget"
+
+PRECISION_INFOTEXT = "Latent upscaler precision"
+
+AUTOMATIC = "automatic"
+PRECISIONS: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
 
 _SECTION = ("latent_upscale", "Latent upscale")
 
@@ -44,6 +60,33 @@ def add(refresh: Callable[[], None]) -> None:
             refresh=refresh,
             infotext=default_infotext(space),
         )
+    _add(
+        PRECISION_KEY,
+        AUTOMATIC,
+        "Precision of the networks",
+        "automatic: half precision where the checkpoint's own is; a model that overflows in it "
+        "runs in float32 from then on",
+        component=gr.Radio,
+        component_args={"choices": [AUTOMATIC, *PRECISIONS]},
+        infotext=PRECISION_INFOTEXT,
+    )
+    _add(
+        POLICY_KEY,
+        Policy.KEEP.value,
+        "After its use, a model on the GPU",
+        "keep: it stays while there is room; offload: it is kept in main memory; unload: it is "
+        "loaded anew for each job",
+        component=gr.Radio,
+        component_args={"choices": [policy.value for policy in Policy]},
+    )
+    _add(
+        BUDGET_KEY,
+        0,
+        "Memory that kept models may take on the GPU, in MB",
+        "0: models up to 64 MB always stay, larger ones while half of the memory is free",
+        component=gr.Slider,
+        component_args={"minimum": 0, "maximum": 4096, "step": 16},
+    )
     # What a request by the API must not change: where files come from and go to.
     own = Preferences()
     _add(
@@ -91,11 +134,32 @@ def _choices(space: LatentSpace) -> Callable[[], dict[str, Any]]:
     return lambda: {"choices": [entry.label for entry in models.entries(space)]}
 
 
-def default_entry(space: LatentSpace) -> Entry | None:
-    """The model that "Latent (neural)" stands for in that space: the user's, else ours."""
+def precision() -> torch.dtype | None:
+    """What the user wants networks to run in; None for the automatic choice."""
+    return PRECISIONS.get(_value(PRECISION_KEY))
+
+
+def policy() -> Policy:
+    """What becomes of a model on the GPU after its use."""
+    value = _value(POLICY_KEY)
+    return next((policy for policy in Policy if policy.value == value), Policy.KEEP)
+
+
+def budget() -> int | None:
+    """The bytes that kept models may take on the GPU; None for the automatic choice."""
+    megabytes = _value(BUDGET_KEY)
+    return int(megabytes) << 20 if isinstance(megabytes, (int, float)) and megabytes > 0 else None
+
+
+def _value(key: str) -> Any:
     from modules import shared
 
-    label = getattr(shared.opts, default_key(space), None)
+    return getattr(shared.opts, key, None)
+
+
+def default_entry(space: LatentSpace) -> Entry | None:
+    """The model that "Latent (neural)" stands for in that space: the user's, else ours."""
+    label = _value(default_key(space))
     entry = models.by_label(label) if isinstance(label, str) else None
     if entry is not None and entry.space is space:
         return entry

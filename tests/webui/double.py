@@ -300,6 +300,8 @@ class Double:
             dtype=torch.float32,
         )
 
+        self._module("modules.lowvram", is_enabled=lambda model: False)
+
         def callbacks(name: str) -> Callable[..., None]:
             if not name.startswith("on_"):
                 raise AttributeError(name)

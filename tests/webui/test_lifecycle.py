@@ -81,8 +81,8 @@ def test_loading_twice_is_loading_once() -> None:
 
 def test_unloading_frees_the_models(a1111: Double) -> None:
     done(a1111.txt2img(HIRES))
-    cache = sys.modules["lib_latent_upscale.webui.models"]._cache
-    models = [weakref.ref(upscaler.network) for upscaler in cache._loaded.values()]
+    cache = sys.modules["lib_latent_upscale.webui.models"].cache
+    models = [weakref.ref(model.upscaler.network) for model in cache._models.values()]
     gc.collect()
     assert models and all(model() is not None for model in models)
     a1111.reload_ui()
@@ -94,12 +94,13 @@ def test_settings_of_the_extension(a1111: Double) -> None:
     for _ in range(2):
         opts = a1111.shared.opts
         ours = [key for key in opts.data_labels if key.startswith("latent_upscale_")]
-        shape = ["latent_upscale_default_sd15", "latent_upscale_default_sdxl"]
+        shape = ["default_sd15", "default_sdxl", "precision", "cache_policy", "gpu_budget"]
+        shape = [f"latent_upscale_{name}" for name in shape]
         fetching = [f"latent_upscale_{name}" for name in ("fetch", "fetch_on_use")]
         fetching += [f"latent_upscale_{name}" for name in ("model_folder", "mirror")]
         assert ours == [*shape, *fetching]
         # Where files come from and go to is not for a request by the API.
-        assert [opts.data_labels[key].restrict_api for key in ours] == [False] * 2 + [True] * 4
+        assert [opts.data_labels[key].restrict_api for key in ours] == [False] * 5 + [True] * 4
         info = opts.data_labels["latent_upscale_default_sd15"]
         assert info.default == BUNDLED.label == opts.latent_upscale_default_sd15
         choices = info.component_args()["choices"]
@@ -180,7 +181,7 @@ def test_a_wrapper_put_over_ours_survives(a1111: Double, tidy: bool) -> None:
     for count in (3, 4, 5):
         assert runs(done(a1111.txt2img(HIRES))) == ["bundled-sd15"]
         assert other.calls == dict.fromkeys(METHODS, count)
-        assert not old._cache._loaded  # the wrapper below the other's is silent
+        assert not old.cache._models  # the wrapper below the other's is silent
         old = sys.modules["lib_latent_upscale.webui.models"]
         a1111.reload_ui()
 
