@@ -264,6 +264,20 @@ def test_a_missing_file_is_told_before_the_first_pass(host: Host) -> None:
     assert not job.first_pass
 
 
+def test_half_precision_by_a_setting(host: Host) -> None:
+    exact = done(host.txt2img({**HIRES, "hr_upscaler": NEURAL}))
+    settings = {"latent_upscale_precision": "bfloat16"}
+    for policy in ("keep", "keep", "offload", "unload", "keep"):
+        settings["latent_upscale_cache_policy"] = policy
+        payload = {**HIRES, "hr_upscaler": NEURAL, "override_settings": settings}
+        half = done(host.txt2img(payload))
+        assert upscales(half) == upscales(exact) == [("bundled-sd15", "8x8", "16x16")]
+        assert "Latent upscaler precision: bfloat16" in half.infotexts[0]
+        assert half.pictures != exact.pictures
+    assert "Latent upscaler precision" not in exact.infotexts[0]
+    assert done(host.txt2img({**HIRES, "hr_upscaler": NEURAL})).pictures == exact.pictures
+
+
 def test_a_model_is_fetched_on_its_first_use_only(host: Host, swinfir: bytes) -> None:
     host.mirror.serve(f"/{SWINFIR.file.name}", swinfir)
     asked = len(host.mirror.asked)
