@@ -18,10 +18,28 @@ class WeightFile:
     url: str | None
     """None for a file that ships with the extension."""
     size: int
-    """Bytes: exact where `sha256` is known, else what the tensors of the file take."""
+    """Bytes: of a .safetensors file exactly, of a pickle what its tensors take."""
     sha256: str | None = None
+    """None where its author published none: then the first good download's is kept."""
     git_blob: str | None = None
+    manifest: str | None = None
+    """`weights.checking.manifest` of its tensors, for a file that has no `sha256`."""
     fallback_url: str | None = None
+
+    @property
+    def sizes(self) -> range:
+        """The numbers of bytes that the file may have.
+
+        A pickle has a few hundred for each tensor besides the numbers (0.8 % at most here).
+        """
+        if self.name.endswith(".safetensors"):
+            return range(self.size, self.size + 1)
+        return range(self.size, self.size + self.size // 20 + 1_000_000)
+
+    @property
+    def kept_name(self) -> str:
+        """The name that the file has in a folder of models once it was fetched and checked."""
+        return self.local_names[0]
 
     @property
     def local_names(self) -> tuple[str, ...]:
@@ -53,7 +71,7 @@ class Entry:
     """What the weights do not show, for `architectures.from_state_dict`."""
 
 
-def _bundled(space: LatentSpace, file: str, architecture: str, size: int) -> Entry:
+def _bundled(space: LatentSpace, file: str, architecture: str, size: int, sha256: str) -> Entry:
     return Entry(
         id=f"bundled-{space.id}",
         label=f"Latent (neural {space.label})",
@@ -61,14 +79,21 @@ def _bundled(space: LatentSpace, file: str, architecture: str, size: int) -> Ent
         space=space,
         input_scale=space.unet,
         factor=2,
-        file=WeightFile(file, None, size),
+        file=WeightFile(file, None, size, sha256),
         licence="AGPL-3.0-or-later",
         source="this extension",
     )
 
 
 def _sudo(
-    name: str, label: str, architecture: str, space: LatentSpace, file: str, size: int
+    name: str,
+    label: str,
+    architecture: str,
+    space: LatentSpace,
+    file: str,
+    size: int,
+    manifest: str,
+    sha256: str | None = None,
 ) -> Entry:
     releases = (
         "https://github.com/styler00dollar/ComfyUI-sudo-latent-upscale/releases/download/models/"
@@ -86,6 +111,8 @@ def _sudo(
             file,
             releases + file,
             size,
+            sha256,
+            manifest=manifest,
             fallback_url=releases + file.replace("_1.5.pth", ".pth") if renamed else None,
         ),
         licence="BSD-3-Clause",
@@ -133,7 +160,7 @@ def _ttl(space: LatentSpace, sha256: str, git_blob: str) -> Entry:
             25_096_080,
             sha256,
             git_blob,
-            f"https://github.com/{repository}/raw/{commit}/{file}",
+            fallback_url=f"https://github.com/{repository}/raw/{commit}/{file}",
         ),
         licence="GPL-3.0",
         source=f"https://github.com/{repository}",
@@ -141,7 +168,13 @@ def _ttl(space: LatentSpace, sha256: str, git_blob: str) -> Entry:
 
 
 _ENTRIES = (
-    _bundled(SD15, "compact-sd15-x2.safetensors", "compact", 1_786_008),
+    _bundled(
+        SD15,
+        "compact-sd15-x2.safetensors",
+        "compact",
+        1_786_008,
+        "a55c335df840ccee7611f2651ecf9373ba5b54a176aa8510f04bcc382f61ec7c",
+    ),
     _sudo(
         "swinfir-4x6-sd15",
         "Latent (SwinFIR 4x6)",
@@ -149,6 +182,7 @@ _ENTRIES = (
         SD15,
         "SwinFIR4x6_mse_200k_1.5.pth",
         28_657_488,
+        "f618874497dbdbf2",
     ),
     _sudo(
         "dat-6x6-sd15",
@@ -157,6 +191,7 @@ _ENTRIES = (
         SD15,
         "DAT6x6_l1_eV2-b0_265k_1.5.pth",
         140_469_120,
+        "b7e8ea9858c235da",
     ),
     _sudo(
         "dat-12x6-sd15",
@@ -165,6 +200,7 @@ _ENTRIES = (
         SD15,
         "DAT12x6_l1_eV2-b0_contextual_315k_1.5.pth",
         277_046_064,
+        "be5aefcb08545e62",
     ),
     _sudo(
         "craft-7x6-sd15",
@@ -173,6 +209,7 @@ _ENTRIES = (
         SD15,
         "CRAFT7x6_l1_eV2-b0_150k_1.5.pth",
         184_614_288,
+        "7e0b933982d45cfe",
     ),
     _sudo(
         "swinfir-4x6-mse-sdxl",
@@ -181,6 +218,7 @@ _ENTRIES = (
         SDXL,
         "SwinFIR4x6_mse_64k_sdxl.pth",
         28_657_488,
+        "f618874497dbdbf2",
     ),
     _sudo(
         "swinfir-4x6-fft-sdxl",
@@ -189,6 +227,7 @@ _ENTRIES = (
         SDXL,
         "SwinFIR4x6_fft_l1_94k_sdxl.pth",
         28_657_488,
+        "f618874497dbdbf2",
     ),
     _sudo(
         "drct-l-sdxl",
@@ -197,6 +236,7 @@ _ENTRIES = (
         SDXL,
         "DRCT-l_12x6_325k_l1_sdxl.pth",
         241_861_392,
+        "fd81cdf00b9cda3c",
     ),
     _sudo(
         "drctfir-l-sdxl",
@@ -205,6 +245,7 @@ _ENTRIES = (
         SDXL,
         "DRCTFIR-l_12x6_215k_l1_sdxl.pth",
         243_549_432,
+        "15e1a80c8dc08b9d",
     ),
     _sudo(
         "drct-l-hfen-sdxl",
@@ -213,6 +254,7 @@ _ENTRIES = (
         SDXL,
         "DRCT-l_12x6_160k_l1_vaeDecode_l1_hfen_sdxl.pth",
         241_861_392,
+        "fd81cdf00b9cda3c",
     ),
     _sudo(
         "drct-l-fft-sdxl",
@@ -221,6 +263,7 @@ _ENTRIES = (
         SDXL,
         "DRCT-l_12x6_170k_l1_vaeDecode_l1_fft_sdxl.pth",
         241_861_392,
+        "fd81cdf00b9cda3c",
     ),
     _city96(1.25, SD15, "13d41af7abb2b39b0c35742ac6d9e68137de933b188192bed9e00ff0f5dc6143"),
     _city96(1.5, SD15, "5681a6263c97a7b0b3c5051229d4438b270cff5ed95891a984e98cd193896a57"),
@@ -249,6 +292,10 @@ DEFAULTS: Mapping[str, str | None] = {
     FLUX.id: None,
 }
 """By space: the model that "Latent (neural)" stands for unless the user chose another."""
+
+
+RECOMMENDED = ("sudo-swinfir-4x6-sd15", "sudo-swinfir-4x6-mse-sdxl")
+"""What `install.py` fetches unless it is told otherwise."""
 
 
 def entries(space: LatentSpace | None = None) -> Iterator[Entry]:

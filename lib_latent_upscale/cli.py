@@ -1,4 +1,4 @@
-"""The command line: python -m lib_latent_upscale list | upscale | demo."""
+"""The command line: python -m lib_latent_upscale list | fetch | verify | upscale | demo."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import latent_files, weights
+from . import latent_files, model_commands
 from .catalog import CATALOG
 from .inference import LatentUpscaler, load
+from .weights import files
+from .weights.errors import MissingWeightsError, WeightsError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (weights.WeightsError, latent_files.LatentFileError, ValueError, OSError) as error:
+    except (WeightsError, latent_files.LatentFileError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -32,8 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    listing = commands.add_parser("list", help="list the models, and which are here")
-    listing.set_defaults(run=_list)
+    model_commands.add_to(commands)
 
     upscale = commands.add_parser(
         "upscale",
@@ -44,7 +45,10 @@ def _parser() -> argparse.ArgumentParser:
     upscale.add_argument("input", metavar="IN", type=Path)
     upscale.add_argument("output", metavar="OUT", type=Path)
     upscale.add_argument(
-        "--model", default="bundled-sd15", metavar="ID", help="an id of the list, or a file"
+        "--model",
+        default="bundled-sd15",
+        metavar="ID",
+        help="an id of the list, fetched if it is not here, or a file (bundled-sd15)",
     )
     upscale.add_argument("--space", choices=("sd15", "sdxl", "sd3", "flux"), help=argparse.SUPPRESS)
     target = upscale.add_mutually_exclusive_group()
@@ -71,24 +75,9 @@ def _size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _list(options: argparse.Namespace) -> None:
-    rows = [("id", "label", "space", "factor", "MB", "licence", "here")]
-    for entry in CATALOG.values():
-        try:
-            here = weights.find(entry).name
-        except weights.MissingWeightsError:
-            here = "no"
-        factor = f"{entry.factor:g}" if entry.factor else "1 to 2"
-        size = f"{entry.file.size / 1e6:.0f}"
-        rows.append((entry.id, entry.label, entry.space.label, factor, size, entry.licence, here))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
-
-
 def _upscale(options: argparse.Namespace) -> None:
     latent_files.check_suffix(options.output)
-    upscaler = load(options.model, options.device, space=options.space)
+    upscaler = load(_file_of(options.model), options.device, space=options.space)
     latent = latent_files.read(options.input, upscaler.space)
     size = options.size or _scaled(latent.shape[-2:], options.scale, upscaler)
     started = time.perf_counter()
@@ -99,6 +88,19 @@ def _upscale(options: argparse.Namespace) -> None:
         f"{options.output}: {tuple(latent.shape)} to {tuple(result.shape)} with {upscaler.name} "
         f"in {seconds:.2f} s"
     )
+
+
+def _file_of(id_or_path: str) -> Path:
+    """The model's file, fetched if it is one of the catalogue and not here."""
+    entry = CATALOG.get(id_or_path)
+    if entry is None:
+        return Path(id_or_path)
+    try:
+        return files.find(entry)
+    except MissingWeightsError:
+        if entry.file.url is None:
+            raise
+        return model_commands.fetch_with_bar(model_commands.fetcher(), entry)
 
 
 def _scaled(size: Sequence[int], scale: float | None, upscaler: LatentUpscaler) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import copy
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
@@ -12,15 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import weights
-from .architectures import Network, StateDictError, from_state_dict, identify
-from .catalog import CATALOG, Entry, by_file_name
+from .architectures import Network, StateDictError, from_state_dict
+from .catalog import CATALOG, Entry
 from .resample import resample
-from .spaces import RAW, SPACES, LatentScale, LatentSpace
+from .spaces import LatentScale, LatentSpace
+from .tiling import tiled
+from .weights import files, reading
+from .weights.describing import describe
+from .weights.errors import WeightsError
 
 AFTER_PASSES = 0.5
 """How much antialiasing a network's result gets on the way down to the target: half of the full
 is both nearer to the truth and sharper (docs/sizes.md)."""
+
+
+class NotFiniteError(ArithmeticError):
+    """A network in half precision gave NaN or infinite values for a latent that has none."""
 
 
 class Interrupted(Exception):
@@ -46,7 +53,7 @@ class LatentUpscaler:
         entry: Entry | None = None,
     ) -> None:
         if network.channels != space.channels:
-            raise weights.WeightsError(
+            raise WeightsError(
                 f"{name} takes latents of {network.channels} channels; those of {space.label} "
                 f"have {space.channels}"
             )
@@ -55,8 +62,7 @@ class LatentUpscaler:
         self.input_scale = input_scale
         self.name = name
         self.entry = entry
-        self._stop = threading.local()
-        _before_each_step(network, self._check_stop)
+        _before_each_step(network)
 
     @property
     def device(self) -> torch.device:
@@ -71,11 +77,26 @@ class LatentUpscaler:
         self.network.to(device=device, dtype=dtype)
         return self
 
+    def copied(self, dtype: torch.dtype) -> LatentUpscaler:
+        """One of its own with the weights in `dtype`, which share memory where they are the same.
+
+        Moving either leaves the other where it is.
+        """
+        weights = {
+            id(one): nn.Parameter(one.detach().to(dtype), requires_grad=False)
+            for one in self.network.parameters()
+        }
+        twin = copy.copy(self)
+        twin.network = copy.deepcopy(self.network, weights).to(dtype=dtype)
+        return twin
+
     def __call__(
         self,
         latent: Tensor,
         size: tuple[int, int],
         should_stop: Callable[[], bool] | None = None,
+        *,
+        tile: int | None = None,
     ) -> Tensor:
         """A latent (N, C, H, W) in UNet scale as (N, C, *size) in UNet scale.
 
@@ -86,30 +107,43 @@ class LatentUpscaler:
 
         should_stop: asked before every step inside the network; on True the call raises
             `Interrupted`.
+        tile: run the network on overlapping squares of this many latent pixels, one after the
+            other; less memory, and another result, as most networks look at the whole latent.
 
-        Raises `ValueError` for a latent that is not four-dimensional floating point or has
-        another number of channels, and for a size that is not positive.
+        Raises `NotFiniteError` where a network in half precision overflowed, and `ValueError`
+        for a latent that is not four-dimensional floating point or has another number of
+        channels, and for a size that is not positive.
         """
         height, width = self._check(latent, size)
         if (height, width) == tuple(latent.shape[-2:]):
             return latent
-        with torch.no_grad(), _no_autocast(self.device), self._stopping(should_stop):
+        with torch.no_grad(), _no_autocast(self.device), _stopping(should_stop, self.name):
             x = latent.to(self.device, torch.float32)
             if height <= x.shape[-2] and width <= x.shape[-1]:
                 x = resample(x, (height, width))
             else:
                 x = self.space.unet.to(self.input_scale, x)
-                x = self._passes(x.to(self.dtype), (height, width)).float()
+                x = self._checked_passes(x, (height, width), tile)
                 x = self.input_scale.to(self.space.unet, x)
                 x = resample(x, (height, width), AFTER_PASSES)
             return x.to(latent.device, latent.dtype)
 
-    def _passes(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+    def _checked_passes(self, x: Tensor, size: tuple[int, int], tile: int | None) -> Tensor:
+        """`_passes` in the network's precision, float32 to float32."""
+        result = self._passes(x.to(self.dtype), size, tile).float()
+        overflowed = self.dtype != torch.float32 and not bool(torch.isfinite(result).all())
+        if overflowed and bool(torch.isfinite(x).all()):
+            raise NotFiniteError(f"{self.name} overflows in {self.dtype}")
+        return result
+
+    def _passes(self, x: Tensor, size: tuple[int, int], tile: int | None) -> Tensor:
         """The network, run until both sides reach `size` (the last pass may go past it)."""
         while x.shape[-2] < size[0] or x.shape[-1] < size[1]:
             before = x.shape
             if self.network.scale is None:
                 x = self.network(x, size=self._step(x, size))
+            elif tile is not None:
+                x = tiled(self.network, x, self.network.scale, tile)
             else:
                 x = self.network(x)
             if x.shape == before:  # three pixels by 1.25 stay three: resampling does the rest
@@ -141,19 +175,6 @@ class LatentUpscaler:
             raise ValueError(f"nothing to upscale: {tuple(latent.shape)} to {height}x{width}")
         return height, width
 
-    @contextmanager
-    def _stopping(self, should_stop: Callable[[], bool] | None) -> Any:
-        self._stop.asked = should_stop
-        try:
-            yield
-        finally:
-            self._stop.asked = None
-
-    def _check_stop(self, *_: Any) -> None:
-        asked = getattr(self._stop, "asked", None)
-        if asked is not None and asked():
-            raise Interrupted(f"{self.name} was interrupted")
-
 
 def load(
     id_or_path: str | Path,
@@ -164,71 +185,60 @@ def load(
 ) -> LatentUpscaler:
     """The upscaler of a catalogue id (`bundled-sd15`) or of a file of weights.
 
-    A file under a published name gets that entry's latent space and input scale; another one
-    what its metadata say (`space`, `input`: "raw" or "unet", hyperparameters), with `space`
-    ("sd15", "sdxl", "sd3", "flux") for a file without.
+    A file under a published name, or converted from a published file, gets that entry's latent
+    space and input scale; another one what its metadata or the JSON file beside it say (`space`,
+    `input`: "raw" or "unet", hyperparameters), or its name (my-upscaler-sdxl), with `space`
+    ("sd15", "sdxl", "sd3", "flux") for a file without. Nothing is fetched.
 
     Raises `WeightsError`: an unknown id, a file that is missing, damaged or of no architecture
     known here, or one whose latent space nothing tells.
     """
     entry = CATALOG.get(str(id_or_path))
-    path = weights.find(entry) if entry is not None else Path(id_or_path)
-    if entry is None:
-        if not path.is_file():
-            raise weights.WeightsError(
-                f"{id_or_path}: neither a file nor one of the models {', '.join(CATALOG)}"
-            )
-        entry = by_file_name(path.name)
+    path = files.find(entry) if entry is not None else Path(id_or_path)
+    if not path.is_file():
+        raise WeightsError(
+            f"{id_or_path}: neither a file nor one of the models {', '.join(CATALOG)}"
+        )
     # A host's inference mode would make tensors of them that nothing outside it may write to.
     with torch.inference_mode(False):
-        content = weights.read(path)
-        chosen, input_scale = _latents_of(path, content, entry, space)
+        content = reading.read(path)
+        shapes = {key: tuple(tensor.shape) for key, tensor in content.tensors.items()}
+        what = describe(path, shapes, content.metadata, space)
         try:
-            network = from_state_dict(content.tensors, **_told(content, entry))
+            network = from_state_dict(content.tensors, **what.hyperparameters)
         except (StateDictError, TypeError) as error:
-            raise weights.WeightsError(f"{path}: {error}") from error
+            raise WeightsError(f"{path}: {error}") from error
         network.requires_grad_(False).to(device=device, dtype=dtype)
-    name = entry.id if entry is not None else path.name
-    return LatentUpscaler(network, chosen, input_scale, name, entry)
+    name = what.entry.id if what.entry is not None else path.name
+    return LatentUpscaler(network, what.space, what.input_scale, name, what.entry)
 
 
-def _latents_of(
-    path: Path, content: weights.Weights, entry: Entry | None, told: str | None
-) -> tuple[LatentSpace, LatentScale]:
-    """The latent space of a file and the scale that its network wants."""
-    if entry is not None and told in (None, entry.space.id):
-        return entry.space, entry.input_scale
-    space_id = told or content.metadata.get("space")
-    space = SPACES.get(space_id or "")
-    if space is None:
-        raise weights.WeightsError(
-            f"{path}: which latent space it is for ({', '.join(SPACES)}) is told neither by its "
-            f"name nor by its metadata: tell it"
-            + (f"; {space_id!r} is none of them" if space_id else "")
-        )
-    return space, space.unet if content.metadata.get("input") == "unet" else RAW
+# Who wants to stop the call that this thread is in. Not of an upscaler: hooks of its network are
+# copied along with it.
+_call = threading.local()
 
 
-def _told(content: weights.Weights, entry: Entry | None) -> dict[str, Any]:
-    """Hyperparameters that weights do not show: of the metadata, else of the catalogue."""
-    told = dict(entry.hyperparameters) if entry is not None else {}
+@contextmanager
+def _stopping(should_stop: Callable[[], bool] | None, name: str) -> Any:
+    _call.should_stop, _call.name = should_stop, name
     try:
-        names = inspect.signature(identify(content.tensors)).parameters
-    except StateDictError:
-        return told  # from_state_dict will say so
-    for name in names:
-        value = content.hyperparameter(name)
-        if value is not None:
-            told[name] = tuple(value) if isinstance(value, list) else value
-    return told
+        yield
+    finally:
+        _call.should_stop = None
 
 
-def _before_each_step(network: nn.Module, check: Callable[..., None]) -> None:
-    """Calls `check` before every block: every module in a list or sequence of modules."""
+def _check_stop(*_: Any) -> None:
+    should_stop = getattr(_call, "should_stop", None)
+    if should_stop is not None and should_stop():
+        raise Interrupted(f"{_call.name} was interrupted")
+
+
+def _before_each_step(network: nn.Module) -> None:
+    """Asks whether to stop before every block: every module in a list or sequence of modules."""
     for module in network.modules():
         if isinstance(module, (nn.Sequential, nn.ModuleList)):
             for step in module:
-                step.register_forward_pre_hook(check)
+                step.register_forward_pre_hook(_check_stop)
 
 
 @contextmanager

@@ -7,8 +7,10 @@ for some shifted, to about unit variance: UNet scale, which is also what every W
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # the catalogue is read at every launch of a WebUI, which cannot wait for torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

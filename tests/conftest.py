@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
+
+from .misbehaving import MisbehavingServer, misbehaving_server
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -16,3 +19,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "double; LATENT_UPSCALE_WEBUI_ARGS adds to its command line, and "
         "LATENT_UPSCALE_WEBUI_PYTHON is its python (DIR/venv/bin/python)",
     )
+
+
+@pytest.fixture(autouse=True)
+def no_web(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test asks the web, nor do processes that it starts: their proxy is not there."""
+    for name, value in (
+        ("HTTPS_PROXY", "http://127.0.0.1:9"),
+        ("HTTP_PROXY", "http://127.0.0.1:9"),
+        ("NO_PROXY", "127.0.0.1,localhost"),
+    ):
+        monkeypatch.setenv(name, value)
+        monkeypatch.setenv(name.lower(), value)
+
+
+@pytest.fixture
+def server() -> Iterator[MisbehavingServer]:
+    """A web server on the loopback."""
+    with misbehaving_server() as running:
+        yield running

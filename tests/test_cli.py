@@ -122,7 +122,7 @@ def test_upscale_with_a_file(tmp_path: Path, latent: Tensor) -> None:
     ("arguments", "message"),
     [
         (["IN", "out.npy", "--model", "nothing"], "neither a file nor one of the models"),
-        (["IN", "out.npy", "--model", "sudo-drct-l-sdxl"], "Download"),
+        (["IN", "out.npy", "--model", "sudo-drct-l-sdxl"], "could not be fetched"),
         (["IN", "out.png"], ".npy files"),
         (["nothing.npy", "out.npy"], "no such file"),
         (["IN", "out.npy", "--scale", "0"], "--scale"),
@@ -137,6 +137,7 @@ def test_errors_are_one_line(
     arguments: list[str],
     message: str,
 ) -> None:
+    monkeypatch.setenv("LATENT_UPSCALE_MODELS", str(tmp_path.parent / "models"))
     monkeypatch.chdir(tmp_path)
     np.save("in.npy", latent.numpy())
     arguments = ["in.npy" if argument == "IN" else argument for argument in arguments]

@@ -27,7 +27,7 @@ from lib_latent_upscale.demo import ASSETS
 from lib_latent_upscale.inference import AFTER_PASSES
 from lib_latent_upscale.preview import load_preview_decoder
 from lib_latent_upscale.resample import resample
-from lib_latent_upscale.spaces import RAW, SD15, SDXL, LatentScale
+from lib_latent_upscale.spaces import RAW, SD15, SDXL, SPACES, LatentScale
 
 from . import published
 
@@ -176,7 +176,7 @@ def test_the_network_sees_its_own_scale(input_scale: LatentScale) -> None:
 
 def test_shifted_scales_round_trip() -> None:
     x = latent(1, 16, 4, 4)
-    for space in lib_latent_upscale.inference.SPACES.values():
+    for space in SPACES.values():
         raw = space.unet.to(RAW, x)
         assert torch.allclose(raw, x / space.unet.factor + space.unet.shift, atol=1e-5)
         assert torch.allclose(RAW.to(space.unet, raw), x, atol=1e-5)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import pickle
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import lib_latent_upscale
-from lib_latent_upscale import MissingWeightsError, WeightsError, weights
+from lib_latent_upscale import MissingWeightsError, WeightsError
 from lib_latent_upscale.catalog import CATALOG
+from lib_latent_upscale.weights import files, reading
 
 from . import published
 
@@ -28,61 +26,33 @@ def test_a_pickle_by_hand_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert up(torch.randn(1, 4, 8, 8), (16, 16)).shape == (1, 4, 16, 16)
 
 
-@pytest.mark.parametrize("wrapper", ["params_ema", "params", "state_dict"])
-def test_a_trainers_wrapping_is_taken_off(tmp_path: Path, wrapper: str) -> None:
-    path = tmp_path / "wrapped.pth"
-    torch.save({wrapper: {"a": torch.ones(2)}, "step": 3}, path)
-    assert weights.read(path).tensors.keys() == {"a"}
-
-
 def test_the_converted_file_comes_first(tmp_path: Path) -> None:
     for name in SWINFIR.file.local_names:
         (tmp_path / name).touch()
-    assert weights.find(SWINFIR, [tmp_path]).name == "SwinFIR4x6_mse_200k_1.5.safetensors"
+    assert files.find(SWINFIR, [tmp_path]).name == "SwinFIR4x6_mse_200k_1.5.safetensors"
     (tmp_path / "SwinFIR4x6_mse_200k_1.5.safetensors").unlink()
     (tmp_path / "SwinFIR4x6_mse_200k.safetensors").unlink()
-    assert weights.find(SWINFIR, [tmp_path]).name == "SwinFIR4x6_mse_200k_1.5.pth"
+    assert files.find(SWINFIR, [tmp_path]).name == "SwinFIR4x6_mse_200k_1.5.pth"
 
 
 def test_folders_are_searched_in_order(tmp_path: Path) -> None:
     for folder in ("first", "second"):
         (tmp_path / folder).mkdir()
     (tmp_path / "second" / SWINFIR.file.name).touch()
-    found = weights.find(SWINFIR, [tmp_path / "first", tmp_path / "second"])
+    found = files.find(SWINFIR, [tmp_path / "first", tmp_path / "second"])
     assert found.parent.name == "second"
 
 
 def test_a_missing_file_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(MissingWeightsError) as error:
-        weights.find(SWINFIR, [tmp_path])
+        files.find(SWINFIR, [tmp_path])
     for part in (SWINFIR.id, SWINFIR.file.name, str(SWINFIR.file.url), str(tmp_path)):
         assert part in str(error.value)
 
 
 def test_a_missing_bundled_file_says_to_install_anew(tmp_path: Path) -> None:
     with pytest.raises(MissingWeightsError, match="ships with"):
-        weights.find(CATALOG["bundled-sd15"], [tmp_path])
-
-
-class Hostile:
-    """A pickle of this makes a file when it is read carelessly."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.path),)
-
-
-def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
-    path, made = tmp_path / "evil.pth", tmp_path / "made"
-    torch.save({"conv_first.weight": Hostile(made)}, path)
-    with pytest.raises(WeightsError, match="evil"):
-        weights.read(path)
-    path.write_bytes(pickle.dumps({"conv_first.weight": Hostile(made)}))
-    with pytest.raises(WeightsError, match="evil"):
-        weights.read(path)
-    assert not made.exists()
+        files.find(CATALOG["bundled-sd15"], [tmp_path])
 
 
 def test_torch_load_as_a1111_replaces_it_is_not_used(
@@ -91,57 +61,30 @@ def test_torch_load_as_a1111_replaces_it_is_not_used(
     path = tmp_path / "weights.pth"
     torch.save({"a": torch.ones(2)}, path)
     monkeypatch.setattr(torch, "load", lambda *arguments, **options: None)
-    assert weights.read(path).tensors.keys() == {"a"}
-
-
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
-@pytest.mark.parametrize(
-    "content", [b"", b"<!DOCTYPE html><html>Not found</html>", b"PK\3\4broken"]
-)
-def test_damaged_files_are_named(tmp_path: Path, suffix: str, content: bytes) -> None:
-    path = tmp_path / f"broken{suffix}"
-    path.write_bytes(content)
-    with pytest.raises(WeightsError, match="broken"):
-        weights.read(path)
-
-
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_truncated_files_are_named(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"cut{suffix}"
-    tensors = {"a": torch.ones(1000)}
-    if suffix == ".pth":
-        torch.save(tensors, path)
-    else:
-        save_file(tensors, path)
-    path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(WeightsError, match="cut"):
-        weights.read(path)
+    assert reading.read(path).tensors.keys() == {"a"}
 
 
 def test_other_contents_are_refused(tmp_path: Path) -> None:
     torch.save([torch.ones(1)], tmp_path / "list.pth")
     with pytest.raises(WeightsError, match="a list"):
-        weights.read(tmp_path / "list.pth")
+        reading.read(tmp_path / "list.pth")
     with pytest.raises(WeightsError, match=r"\.safetensors, \.pth or \.pt"):
         (tmp_path / "model.ckpt").touch()
-        weights.read(tmp_path / "model.ckpt")
+        reading.read(tmp_path / "model.ckpt")
     with pytest.raises(WeightsError, match="no such file"):
-        weights.read(tmp_path / "nothing.safetensors")
+        reading.read(tmp_path / "nothing.safetensors")
+
+
+def test_the_pickle_and_its_conversion_have_one_sidecar(tmp_path: Path) -> None:
+    (tmp_path / "a.v1.json").write_text('{"space": "sdxl", "scale": 1.5}', encoding="utf-8")
+    for name in ("a.v1.pth", "a.v1.safetensors"):
+        assert reading.sidecar(tmp_path / name) == {"space": "sdxl", "scale": "1.5"}
+    assert reading.sidecar(tmp_path / "a.pth") == {}
 
 
 def test_short_hash_follows_the_content(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"one")
-    assert weights.short_hash(path) == hashlib.sha256(b"one").hexdigest()[:10]
+    assert files.short_hash(path) == hashlib.sha256(b"one").hexdigest()[:10]
     path.write_bytes(b"three")
-    assert weights.short_hash(path) == hashlib.sha256(b"three").hexdigest()[:10]
-
-
-def test_metadata_as_hyperparameters(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    save_file({"a": torch.ones(1)}, path, {"scale": "1.5", "split": "[4, 8]", "note": "a: b"})
-    content = weights.read(path)
-    assert content.hyperparameter("scale") == 1.5
-    assert content.hyperparameter("split") == [4, 8]
-    assert content.hyperparameter("note") == "a: b"
-    assert content.hyperparameter("nothing") is None
+    assert files.short_hash(path) == hashlib.sha256(b"three").hexdigest()[:10]

@@ -21,7 +21,7 @@ from .network import Network, Shapes, StateDictError, as_float32, is_derived
 from .swinfir import SwinFIR
 from .ttl import Ttl
 
-__all__ = ["NETWORKS", "Network", "StateDictError", "from_state_dict", "identify"]
+__all__ = ["NETWORKS", "Network", "StateDictError", "configure", "from_state_dict", "identify"]
 
 NETWORKS: tuple[type[Network], ...] = (DAT, CRAFT, SwinFIR, DRCT, City96, Ttl, Compact)
 
@@ -58,18 +58,35 @@ def from_state_dict(state_dict: Mapping[str, Tensor], **hyperparameters: Any) ->
         if not isinstance(value, Tensor):
             raise StateDictError(f"{key!r} is a {type(value).__name__}; a tensor expected")
     weights = {key: value for key, value in state_dict.items() if not is_derived(key)}
-    network_class = identify(weights)
-    shapes = Shapes({key: tuple(value.shape) for key, value in weights.items()})
-    arguments = {**network_class.hyperparameters(shapes), **hyperparameters}
-    _check_arguments(network_class, arguments)
-    with torch.device("meta"):  # shapes only: no time is lost on initial weights
-        network = network_class(**arguments)
+    shapes = {key: tuple(value.shape) for key, value in weights.items()}
+    network_class, arguments = configure(shapes, **hyperparameters)
+    try:
+        with torch.device("meta"):  # shapes only: no time is lost on initial weights
+            network = network_class(**arguments)
+    except (ArithmeticError, RuntimeError, ValueError) as error:  # of torch's own layers
+        name = network_class.architecture
+        raise StateDictError(f"no {name} network has weights of these shapes: {error}") from error
     _check_weights(weights, network.to_state_dict())
     loaded = {key: as_float32(value, key) for key, value in weights.items()}
     for key in network.state_dict().keys() - loaded.keys():  # batch counters, unused in eval
         loaded[key] = torch.zeros((), dtype=torch.int64)
     network.load_state_dict(loaded, assign=True)
     return network.eval()
+
+
+def configure(
+    shapes: Mapping[str, tuple[int, ...]], **hyperparameters: Any
+) -> tuple[type[Network], dict[str, Any]]:
+    """The class and the constructor's arguments for a state dict with tensors of these shapes.
+
+    What its network is, without building it: raises as `from_state_dict` does, as far as shapes
+    can tell.
+    """
+    weights = {key: shape for key, shape in shapes.items() if not is_derived(key)}
+    network_class = identify(weights)
+    arguments = {**network_class.hyperparameters(Shapes(weights)), **hyperparameters}
+    _check_arguments(network_class, arguments)
+    return network_class, arguments
 
 
 def _check_arguments(network_class: type[Network], arguments: Mapping[str, Any]) -> None:
@@ -88,7 +105,7 @@ def _check_arguments(network_class: type[Network], arguments: Mapping[str, Any])
 def _check_weights(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     unknown = [key for key in given if key not in wanted]
     if unknown:
-        raise StateDictError(f"unknown key {unknown[0]!r}{_more(unknown)}")
+        raise StateDictError(f"unknown key {unknown[0][:200]!r}{_more(unknown)}")
     missing = [key for key in wanted if key not in given]
     if missing:
         raise StateDictError(f"the state dict lacks the key {missing[0]!r}{_more(missing)}")

@@ -127,7 +127,10 @@ def as_float32(value: Tensor, key: str) -> Tensor:
     """A state dict's tensor in float32; raises `StateDictError` unless it is finite."""
     if not value.is_floating_point():
         raise StateDictError(f"{key!r} has the type {value.dtype}; floating point expected")
-    value = value.to(torch.float32)
+    try:
+        value = value.to(torch.float32)
+    except NotImplementedError as error:  # a type of fewer than eight bits
+        raise StateDictError(f"{key!r} has the type {value.dtype}: no network has it") from error
     if not bool(torch.isfinite(value).all()):
         raise StateDictError(f"{key!r} has NaN or infinite values: the file is damaged")
     return value

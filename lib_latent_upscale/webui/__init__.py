@@ -5,7 +5,7 @@ Only this package and `scripts/` import the WebUI's modules.
 
 from __future__ import annotations
 
-from . import hires, settings
+from . import dropdown, hires, settings
 
 
 def install() -> None:
@@ -16,8 +16,9 @@ def install() -> None:
     from modules import script_callbacks
 
     # Not from on_ui_settings: with --nowebui that never comes, and the API could not set them.
-    settings.add()
+    settings.add(hires.refresh)
     hires.install()
+    script_callbacks.on_after_component(dropdown.add_refresh_button(hires.refresh))
     script_callbacks.on_script_unloaded(uninstall)
 
 

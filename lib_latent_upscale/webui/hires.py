@@ -14,66 +14,87 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import weights
-from ..cache import UpscalerCache
-from ..catalog import CATALOG, Entry, by_label, entries
-from ..inference import Interrupted, LatentUpscaler
+from ..cache import Model
+from ..catalog import Entry
+from ..inference import Interrupted
 from ..resample import resample
 from ..spaces import SPACES, LatentSpace
-from . import host, settings
+from ..weights import files
+from . import host, models, settings
 from .hooked import HookedLatent, unhook
 from .wrapping import unwrap, wrap
 
 NEURAL = "Latent (neural)"
 """The entry that picks the default model of the checkpoint's latent space."""
 
-# What a caller gets that interpolates without meeting the hook.
-_MODE = {"mode": "bicubic", "antialias": True}
+# What a caller gets that interpolates without meeting the hook, and what tells ours from others'.
+_OURS = "latent_upscale"
+_MODE = {"mode": "bicubic", "antialias": True, _OURS: True}
 
-_UPSCALER = "latent_upscale_upscaler"  # the attribute of a job that holds its upscaler
+_MODEL = "latent_upscale_model"  # the attribute of a job that holds its model
 _HASH = "Latent upscaler hash"  # of the file, in the infotext
-
-_cache = UpscalerCache()
 
 
 def labels() -> list[str]:
     """The names of our upscalers, in the order of the dropdown."""
-    return [NEURAL, *(entry.label for entry in CATALOG.values())]
+    return [NEURAL, *(entry.label for entry in models.entries())]
 
 
 def install() -> None:
     """Adds the upscalers and wraps the txt2img job. Twice is the same as once."""
-    from modules import processing, shared
+    from modules import processing
 
-    for label in labels():
-        shared.latent_upscale_modes[label] = dict(_MODE)
+    refresh()
     wrap(processing.StableDiffusionProcessingTxt2Img, "init", _init)
     wrap(processing.StableDiffusionProcessingTxt2Img, "sample_hr_pass", _sample_hr_pass)
 
 
 def uninstall() -> None:
     """Undoes `install`, and forgets the models that are loaded."""
-    from modules import processing, shared
+    from modules import processing
 
-    for label in labels():
-        shared.latent_upscale_modes.pop(label, None)
+    _take_out()
     unwrap(processing.StableDiffusionProcessingTxt2Img, "init")
     unwrap(processing.StableDiffusionProcessingTxt2Img, "sample_hr_pass")
-    _cache.clear()
+    models.forget()
+
+
+def refresh() -> None:
+    """Brings the host's list of latent upscalers up to date with the files that are there."""
+    from modules import shared
+
+    _take_out()
+    models.refresh(taken=shared.latent_upscale_modes)
+    for label in labels():
+        shared.latent_upscale_modes[label] = dict(_MODE)
+
+
+def _take_out() -> None:
+    from modules import shared
+
+    modes = shared.latent_upscale_modes
+    for name in [name for name, mode in modes.items() if mode.get(_OURS)]:
+        del modes[name]
 
 
 def _init(original: Any, p: Any, *args: Any, **kwargs: Any) -> Any:
     # X/Y/Z runs copies of one job, with the attributes and the one infotext of the run before.
-    setattr(p, _UPSCALER, None)
-    for name in (_HASH, *map(settings.default_infotext, SPACES.values())):
+    setattr(p, _MODEL, None)
+    for name in (
+        _HASH,
+        settings.PRECISION_INFOTEXT,
+        *map(settings.default_infotext, SPACES.values()),
+    ):
         p.extra_generation_params.pop(name, None)
+    if p.enable_hr and _is_new(p.hr_upscaler):
+        refresh()
     result = original(p, *args, **kwargs)
     if p.enable_hr and p.hr_upscaler in labels():
-        setattr(p, _UPSCALER, _prepare(p))
+        setattr(p, _MODEL, _prepare(p))
     return result
 
 
-def _prepare(p: Any) -> LatentUpscaler:
+def _prepare(p: Any) -> Model:
     """The model for a job, loaded, and its name for the infotext.
 
     Raises `ValueError` or `WeightsError` for what cannot work, while nothing is lost yet.
@@ -82,12 +103,15 @@ def _prepare(p: Any) -> LatentUpscaler:
     hires_checkpoint = getattr(p, "hr_checkpoint_info", None)
     if hires_checkpoint is not None:
         _check_hires_space(entry.space, host.checkpoint_file_space(hires_checkpoint.filename))
-    path = weights.find(entry)
-    upscaler = _cache.get(path)
+    model = models.load(entry)
     if p.hr_upscaler == NEURAL:
         p.extra_generation_params[settings.default_infotext(entry.space)] = entry.label
-    p.extra_generation_params[_HASH] = weights.short_hash(path)
-    return upscaler
+    chosen = settings.precision()
+    if chosen is not None:
+        name = next(name for name, dtype in settings.PRECISIONS.items() if dtype == chosen)
+        p.extra_generation_params[settings.PRECISION_INFOTEXT] = name
+    p.extra_generation_params[_HASH] = files.short_hash(model.path)
+    return model
 
 
 def _choose(label: str, space: LatentSpace | None) -> Entry:
@@ -97,13 +121,20 @@ def _choose(label: str, space: LatentSpace | None) -> Entry:
             f"{label}: this checkpoint's latents are of a kind that no latent upscaler here is "
             "made for. Choose another hires upscaler."
         )
-    entry = settings.default_entry(space) if label == NEURAL else by_label(label)
+    entry = settings.default_entry(space) if label == NEURAL else models.by_label(label)
     if entry is not None and entry.space is space:
         return entry
-    fitting = [entry.label for entry in entries(space)]
+    fitting = [entry.label for entry in models.entries(space)]
     advice = f"Choose one of these: {', '.join(fitting)}." if fitting else "There is none yet."
     which = f"{label} is for {entry.space.label} latents, but" if entry else f"{label}:"
     raise ValueError(f"{which} this checkpoint needs one for {space.label}. {advice}")
+
+
+def _is_new(label: Any) -> bool:
+    """Whether it may be a file that was put there since the list was made."""
+    from modules import shared
+
+    return str(label).startswith("Latent (") and label not in shared.latent_upscale_modes
 
 
 def _check_hires_space(space: LatentSpace, other: LatentSpace | None) -> None:
@@ -117,32 +148,30 @@ def _check_hires_space(space: LatentSpace, other: LatentSpace | None) -> None:
 
 
 def _sample_hr_pass(original: Any, p: Any, samples: Any, *args: Any, **kwargs: Any) -> Any:
-    upscaler: LatentUpscaler | None = getattr(p, _UPSCALER, None)
-    if upscaler is None or not isinstance(samples, Tensor):
+    model: Model | None = getattr(p, _MODEL, None)
+    if model is None or not isinstance(samples, Tensor):
         return original(p, samples, *args, **kwargs)
     if getattr(p, "hr_checkpoint_info", None) is not None:  # loaded by now, if it could not be read
-        _check_hires_space(upscaler.space, host.checkpoint_space(p.sd_model))
-    hooked = HookedLatent.of(samples, partial(_upscale, upscaler))
+        _check_hires_space(model.upscaler.space, host.checkpoint_space(p.sd_model))
+    hooked = HookedLatent.of(samples, partial(_upscale, model))
     return unhook(original(p, hooked, *args, **kwargs))  # an interrupted job returns its argument
 
 
-def _upscale(upscaler: LatentUpscaler, latent: Tensor, size: tuple[int, int]) -> Tensor:
+def _upscale(model: Model, latent: Tensor, size: tuple[int, int]) -> Tensor:
     """The latent (N, C, H, W) of the first pass as (N, C, *size), on its own device."""
-    device = latent.device
     started = time.perf_counter()
+    models.cache.policy, models.cache.budget = settings.policy(), settings.budget()
+    dtype = settings.precision() or host.precision(latent.device)
     try:
-        host.make_room(device)
-        result = upscaler.to(device)(latent, size, should_stop=host.interrupted)
+        result = models.engine.upscale(
+            model, latent, size, dtype=dtype, should_stop=host.interrupted
+        )
     except Interrupted:
         # The host goes on with any latent of the right size, and stops by itself.
         return resample(latent, size).to(latent.dtype)
-    finally:
-        if device.type != "cpu":
-            upscaler.to("cpu")
-            host.give_back()
     (height, width), seconds = latent.shape[-2:], time.perf_counter() - started
     print(
-        f"Latent upscale: {upscaler.name}, {width}x{height} to {size[1]}x{size[0]} "
-        f"in {seconds:.2f} s on {device}"
+        f"Latent upscale: {model.upscaler.name}, {width}x{height} to {size[1]}x{size[0]} "
+        f"in {seconds:.2f} s on {latent.device}"
     )
     return result

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,26 +74,12 @@ def _path(value: Any, *names: str) -> Any:
     return value
 
 
-def make_room(device: torch.device) -> None:
-    """Frees some memory on the device that the hires pass runs on, as the host's own image
-    upscalers do before they load a model."""
-    if device.type == "cpu":
-        return
+def precision(device: torch.device) -> torch.dtype:
+    """What networks run in on a device: half precision where the host's own do."""
     from modules import devices
 
-    try:  # Forge
-        from modules_forge.utils import prepare_free_memory
-    except ImportError:
-        devices.torch_gc()
-    else:
-        prepare_free_memory()
-
-
-def give_back() -> None:
-    """Lets the host have the memory that the network used."""
-    from modules import devices
-
-    devices.torch_gc()
+    half = device.type == "cuda" and devices.dtype == torch.float16
+    return torch.float16 if half else torch.float32
 
 
 def interrupted() -> bool:
@@ -99,3 +87,28 @@ def interrupted() -> bool:
     from modules import shared
 
     return bool(shared.state.interrupted or shared.state.skipped)
+
+
+@contextmanager
+def progress_bar(text: str) -> Iterator[Callable[[int, int | None], None]]:
+    """The WebUI's progress bar, with `text` in it from the first call on.
+
+    What the function gets is (done, in all or None). The job's own progress comes back after.
+    """
+    from modules import shared
+
+    names = ("textinfo", "job_count", "job_no", "sampling_steps", "sampling_step")
+    state = shared.state
+    before = {name: getattr(state, name) for name in names if hasattr(state, name)}
+
+    def progress(done: int, total: int | None) -> None:
+        state.textinfo = text
+        # The bar shows a job's part of the jobs, and a step's part of a job.
+        state.job_count, state.job_no, state.sampling_steps = 1, 0, 1000
+        state.sampling_step = 1000 * done // total if total else 0
+
+    try:
+        yield progress
+    finally:
+        for name, value in before.items():
+            setattr(state, name, value)

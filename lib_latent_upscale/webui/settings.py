@@ -2,8 +2,29 @@
 
 from __future__ import annotations
 
-from ..catalog import CATALOG, DEFAULTS, Entry, by_label, entries
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from ..cache import Policy
+from ..catalog import CATALOG, DEFAULTS, Entry
+from ..preferences import FETCH_KEY, FETCH_ON_USE_KEY, FOLDER_KEY, MIRROR_KEY, SETS, Preferences
 from ..spaces import SPACES, LatentSpace
+from . import models
+
+PRECISION_KEY = "latent_upscale_precision"
+POLICY_KEY = "latent_upscale_cache_policy"
+BUDGET_KEY = "latent_upscale_gpu_budget"
+
+PRECISION_INFOTEXT = "Latent upscaler precision"
+
+AUTOMATIC = "automatic"
+PRECISIONS: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
 
 _SECTION = ("latent_upscale", "Latent upscale")
 
@@ -18,35 +39,128 @@ def default_infotext(space: LatentSpace) -> str:
     return f"Latent neural {space.id.upper()}"
 
 
-def add() -> None:
-    """Adds the settings, or leaves them as they are where they have been added."""
+def add(refresh: Callable[[], None]) -> None:
+    """Adds the settings, or leaves them as they are where they have been added.
+
+    refresh: looks for hand-placed models anew.
+    """
     import gradio as gr
-    from modules import shared
 
     for space in SPACES.values():
-        labels = [entry.label for entry in entries(space)]
         default = DEFAULTS[space.id]
         if default is None:
             continue  # there is no model to choose from yet
-        shared.opts.add_option(
+        _add(
             default_key(space),
-            shared.OptionInfo(
-                CATALOG[default].label,
-                f'Model for "Latent (neural)" with {space.label} checkpoints',
-                gr.Dropdown,
-                {"choices": labels},
-                section=_SECTION,
-                infotext=default_infotext(space),
-            ).info("used when Latent (neural) is chosen as the hires upscaler"),
+            CATALOG[default].label,
+            f'Model for "Latent (neural)" with {space.label} checkpoints',
+            "used when Latent (neural) is chosen as the hires upscaler",
+            component=gr.Dropdown,
+            component_args=_choices(space),
+            refresh=refresh,
+            infotext=default_infotext(space),
         )
+    _add(
+        PRECISION_KEY,
+        AUTOMATIC,
+        "Precision of the networks",
+        "automatic: half precision where the checkpoint's own is; a model that overflows in it "
+        "runs in float32 from then on",
+        component=gr.Radio,
+        component_args={"choices": [AUTOMATIC, *PRECISIONS]},
+        infotext=PRECISION_INFOTEXT,
+    )
+    _add(
+        POLICY_KEY,
+        Policy.KEEP.value,
+        "After its use, a model on the GPU",
+        "keep: it stays while there is room; offload: it is kept in main memory; unload: it is "
+        "loaded anew for each job",
+        component=gr.Radio,
+        component_args={"choices": [policy.value for policy in Policy]},
+    )
+    _add(
+        BUDGET_KEY,
+        0,
+        "Memory that kept models may take on the GPU, in MB",
+        "0: models up to 64 MB always stay, larger ones while half of the memory is free",
+        component=gr.Slider,
+        component_args={"minimum": 0, "maximum": 4096, "step": 16},
+    )
+    # What a request by the API must not change: where files come from and go to.
+    own = Preferences()
+    _add(
+        FETCH_KEY,
+        own.fetch,
+        "Models to download when the WebUI starts",
+        "recommended: SwinFIR for SD1.5 and for SDXL, 29 MB each; all: 2 GB",
+        component=gr.Radio,
+        component_args={"choices": list(SETS)},
+        restrict_api=True,
+    )
+    _add(
+        FETCH_ON_USE_KEY,
+        own.fetch_on_use,
+        "Download a model when it is first used",
+        "else a job that wants one that is not there ends before its first pass, and says so",
+        restrict_api=True,
+    )
+    _add(
+        FOLDER_KEY,
+        own.folder,
+        "Folder of models",
+        "downloads go there, and files put there show in the dropdown; empty: this extension's "
+        "models/ only",
+        restrict_api=True,
+    )
+    _add(
+        MIRROR_KEY,
+        own.mirror,
+        "Mirror to download from",
+        "an address that is tried first; {url} in it stands for the published address, {file} "
+        "for the file's name",
+        restrict_api=True,
+    )
+
+
+def _add(key: str, default: Any, label: str, info: str, **how: Any) -> None:
+    from modules import shared
+
+    option = shared.OptionInfo(default, label, section=_SECTION, **how).info(info)
+    shared.opts.add_option(key, option)
+
+
+def _choices(space: LatentSpace) -> Callable[[], dict[str, Any]]:
+    return lambda: {"choices": [entry.label for entry in models.entries(space)]}
+
+
+def precision() -> torch.dtype | None:
+    """What the user wants networks to run in; None for the automatic choice."""
+    return PRECISIONS.get(_value(PRECISION_KEY))
+
+
+def policy() -> Policy:
+    """What becomes of a model on the GPU after its use."""
+    value = _value(POLICY_KEY)
+    return next((policy for policy in Policy if policy.value == value), Policy.KEEP)
+
+
+def budget() -> int | None:
+    """The bytes that kept models may take on the GPU; None for the automatic choice."""
+    megabytes = _value(BUDGET_KEY)
+    return int(megabytes) << 20 if isinstance(megabytes, (int, float)) and megabytes > 0 else None
+
+
+def _value(key: str) -> Any:
+    from modules import shared
+
+    return getattr(shared.opts, key, None)
 
 
 def default_entry(space: LatentSpace) -> Entry | None:
     """The model that "Latent (neural)" stands for in that space: the user's, else ours."""
-    from modules import shared
-
-    label = getattr(shared.opts, default_key(space), None)
-    entry = by_label(label) if isinstance(label, str) else None
+    label = _value(default_key(space))
+    entry = models.by_label(label) if isinstance(label, str) else None
     if entry is not None and entry.space is space:
         return entry
     default = DEFAULTS[space.id]

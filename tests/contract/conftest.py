@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ..misbehaving import MisbehavingServer, misbehaving_server
 from ..webui.double import VARIANTS, Double, Job
 from .real import RealWebUI
 
@@ -18,7 +19,9 @@ class Host(Protocol):
     """What a contract test may ask of a WebUI."""
 
     models: Path
-    """A folder in which the extension looks for weights before its own."""
+    """A folder in which the extension looks for weights before its own, and fetches to."""
+    mirror: MisbehavingServer
+    """Where it fetches from; nothing else can be reached."""
 
     def latent_upscale_modes(self) -> list[str]: ...
 
@@ -27,13 +30,18 @@ class Host(Protocol):
 
     def txt2img(self, payload: dict[str, Any], checkpoint: str = "sd15") -> Job: ...
 
+    def progress(self) -> tuple[float, str | None]:
+        """What the progress bar shows: how far it is, and its text."""
+
+    def interrupt(self) -> None: ...
+
     def xyz(self, payload: dict[str, Any], upscalers: list[str]) -> Job:
         """The X/Y/Z script over hires upscalers; its first picture is the grid."""
 
 
 class _DoubleHost:
-    def __init__(self, variant: str, models: Path) -> None:
-        self.models = models
+    def __init__(self, variant: str, models: Path, mirror: MisbehavingServer) -> None:
+        self.models, self.mirror = models, mirror
         self.double = Double(variant=variant)
         key = "conditioner.embedders.0.transformer.text_model.final_layer_norm.bias"
         file = self.double.checkpoint_files["sdxl"] = models / "checkpoint.safetensors"
@@ -46,8 +54,15 @@ class _DoubleHost:
         return space
 
     def txt2img(self, payload: dict[str, Any], checkpoint: str = "sd15") -> Job:
+        self.double.shared.state.interrupted = False  # as where a job begins in the hosts
         settings = {"sd_model_checkpoint": checkpoint, **payload.get("override_settings", {})}
         return self.double.txt2img({**payload, "override_settings": settings})
+
+    def progress(self) -> tuple[float, str | None]:
+        return self.double.progress()
+
+    def interrupt(self) -> None:
+        self.double.interrupt()
 
     def xyz(self, payload: dict[str, Any], upscalers: list[str]) -> Job:
         return self.double.xyz(payload, upscalers)
@@ -61,19 +76,29 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
+def mirror() -> Iterator[MisbehavingServer]:
+    with misbehaving_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def webui(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    mirror: MisbehavingServer,
 ) -> Iterator[RealWebUI]:
     """The real WebUI, started once for all modules of contracts."""
     folder = Path(request.config.getoption("--webui"))
-    real = RealWebUI(folder, tmp_path_factory.mktemp("webui"))
+    real = RealWebUI(folder, tmp_path_factory.mktemp("webui"), mirror)
     yield real
     real.close()
 
 
 @pytest.fixture(scope="module")
 def host(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    mirror: MisbehavingServer,
 ) -> Iterator[Host]:
     if request.param == "webui":
         yield request.getfixturevalue("webui")
@@ -81,6 +106,7 @@ def host(
     with pytest.MonkeyPatch.context() as patch:
         models = tmp_path_factory.mktemp("models")
         patch.setenv("LATENT_UPSCALE_MODELS", str(models))
-        double = _DoubleHost(request.param.removeprefix("double-"), models)
+        patch.setenv("LATENT_UPSCALE_MIRROR", mirror.base)
+        double = _DoubleHost(request.param.removeprefix("double-"), models, mirror)
         yield double
         double.double.close()

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from ..misbehaving import MisbehavingServer
 from ..webui.double import EXTENSION, Job
 
 _START_SECONDS = 300
@@ -32,13 +33,14 @@ class RealWebUI:
     """A WebUI in `folder`, with this extension linked in it, until `close`.
 
     scratch: an empty folder for its log, its models of ours and copies of its settings, so that
-    the user's own stay as they are.
+    the user's own stay as they are. mirror: the only place that it can fetch from.
     """
 
-    def __init__(self, folder: Path, scratch: Path) -> None:
+    def __init__(self, folder: Path, scratch: Path, mirror: MisbehavingServer) -> None:
         self.folder = folder.resolve()
         self.models = scratch / "models"
         self.models.mkdir()
+        self.mirror = mirror
         self._log = scratch / "log.txt"
         self._link = self._link_extension()
         self._port = _free_port()
@@ -65,6 +67,7 @@ class RealWebUI:
         own_python = self.folder / "venv/bin/python"
         python = os.environ.get("LATENT_UPSCALE_WEBUI_PYTHON", str(own_python))
         arguments = ["launch.py", "--api", "--port", str(self._port)]
+        arguments += ["--latent-upscale-fetch", "none"]  # which preload.py must have declared
         for option, name in (("ui-settings-file", "config"), ("ui-config-file", "ui-config")):
             if (self.folder / f"{name}.json").exists():
                 shutil.copy(self.folder / f"{name}.json", scratch)
@@ -75,7 +78,10 @@ class RealWebUI:
             "PYTHONUNBUFFERED": "1",
             "SD_WEBUI_RESTARTING": "1",  # opens no browser
             "LATENT_UPSCALE_MODELS": str(self.models),
+            "LATENT_UPSCALE_MIRROR": self.mirror.base,
         }
+        for name, value in (("https_proxy", "http://127.0.0.1:9"), ("no_proxy", "127.0.0.1")):
+            environment[name] = environment[name.upper()] = value
         environment.pop("COMMANDLINE_ARGS", None)
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -160,6 +166,14 @@ class RealWebUI:
                 job.sizes.append(picture.size)
                 job.pictures.append(picture.convert("RGB").tobytes())
         return job
+
+    def progress(self) -> tuple[float, str | None]:
+        """What the progress bar shows: how far it is, and its text."""
+        answer = self._ask("progress?skip_current_image=true")
+        return answer["progress"], answer["textinfo"]
+
+    def interrupt(self) -> None:
+        self._ask("interrupt", {})
 
     def xyz(self, payload: dict[str, Any], upscalers: list[str]) -> Job:
         """The X/Y/Z script over hires upscalers; its first picture is the grid."""

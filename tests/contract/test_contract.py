@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,17 +19,22 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lib_latent_upscale import weights
 from lib_latent_upscale.architectures.city96 import City96
+from lib_latent_upscale.architectures.compact import Compact
 from lib_latent_upscale.catalog import CATALOG, Entry
 from lib_latent_upscale.spaces import LatentSpace
+from lib_latent_upscale.weights import files
+from lib_latent_upscale.weights.errors import MissingWeightsError
 
+from .. import published
+from ..misbehaving import Manner
 from ..webui.double import Job
 from .conftest import Host
 
 NEURAL = "Latent (neural)"
 BUNDLED = CATALOG["bundled-sd15"]
 CITY96 = CATALOG["city96-x2-sd15"]
+SWINFIR = CATALOG["sudo-swinfir-4x6-sd15"]
 
 JOB: dict[str, Any] = dict(prompt="a cat", seed=1, steps=2, width=64, height=64, cfg_scale=2)
 JOB |= dict(sampler_name="Euler", scheduler="Automatic", denoising_strength=0.7)
@@ -40,18 +48,61 @@ def done(job: Job) -> Job:
 
 def upscales(job: Job) -> list[tuple[str, str, str]]:
     """(model, size, larger size) of every time that the network ran in the job."""
-    return re.findall(r"Latent upscale: (\S+), (\d+x\d+) to (\d+x\d+) in [\d.]+ s on ", job.log)
+    return re.findall(r"Latent upscale: (.+?), (\d+x\d+) to (\d+x\d+) in [\d.]+ s on ", job.log)
 
 
-def missing(space: str) -> Entry:
-    """A published model whose file is not here."""
+def missing(host: Host, space: str) -> Entry:
+    """A published model whose file is not here and cannot be fetched."""
     for entry in CATALOG.values():
-        if entry.space.id == space and entry.file.url:
+        if entry.space.id == space and entry.file.url and entry is not SWINFIR:
             try:
-                weights.find(entry, [weights.MODEL_FOLDER])
-            except weights.MissingWeightsError:
+                files.find(entry, [host.models, files.MODEL_FOLDER])
+            except MissingWeightsError:
                 return entry
     pytest.skip("all published models are here")
+
+
+@pytest.fixture(scope="module")
+def swinfir(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A pickle with the published model's keys and shapes."""
+    path = tmp_path_factory.mktemp("swinfir") / SWINFIR.file.name
+    torch.save(published.state_dict("SwinFIR4x6"), path)
+    return path.read_bytes()
+
+
+@contextmanager
+def nothing_fetched(host: Host) -> Iterator[Path]:
+    """The file that SwinFIR is kept in, which is not there."""
+    if any((files.MODEL_FOLDER / name).exists() for name in SWINFIR.file.local_names):
+        pytest.skip(f"{SWINFIR.file.name} is in {files.MODEL_FOLDER}")
+    path = host.models / SWINFIR.file.kept_name
+    for leftover in (path, host.models / "hashes.json"):
+        leftover.unlink(missing_ok=True)
+    shutil.rmtree(host.models / ".fetching", ignore_errors=True)
+    yield path
+
+
+class Running:
+    """A job in a thread, so that the test can look at the WebUI meanwhile."""
+
+    def __init__(self, host: Host, payload: dict[str, Any]) -> None:
+        self._job: Job | None = None
+        self._thread = threading.Thread(target=self._run, args=(host, payload))
+        self._thread.start()
+
+    def _run(self, host: Host, payload: dict[str, Any]) -> None:
+        self._job = host.txt2img(payload)
+
+    def until(self, condition: Callable[[], bool], seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self._thread.is_alive() and time.monotonic() < deadline, self._job
+            time.sleep(0.05)
+
+    def end(self, seconds: float) -> Job:
+        self._thread.join(seconds)
+        assert self._job is not None, f"the job did not end within {seconds} s"
+        return self._job
 
 
 def random_city96(path: Path) -> None:
@@ -159,7 +210,7 @@ def test_xyz_names_only_what_made_each_picture(host: Host) -> None:
 def test_infotext_of_a_model(host: Host) -> None:
     (text,) = done(host.txt2img({**HIRES, "hr_upscaler": BUNDLED.label})).infotexts
     assert f"Hires upscaler: {BUNDLED.label}" in text
-    assert hashes(text) == short_hash(weights.find(BUNDLED))
+    assert hashes(text) == short_hash(files.find(BUNDLED))
     assert "Latent neural" not in text
 
 
@@ -167,7 +218,7 @@ def test_infotext_of_the_default(host: Host) -> None:
     (text,) = done(host.txt2img({**HIRES, "hr_upscaler": NEURAL})).infotexts
     assert f"Hires upscaler: {NEURAL}" in text
     assert f"Latent neural SD15: {BUNDLED.label}" in text
-    assert hashes(text) == short_hash(weights.find(BUNDLED))
+    assert hashes(text) == short_hash(files.find(BUNDLED))
 
 
 def test_a_setting_chooses_the_default_for_a_job(host: Host) -> None:
@@ -203,14 +254,89 @@ def test_a_file_put_there_works_without_a_restart(host: Host) -> None:
 
 
 def test_a_missing_file_is_told_before_the_first_pass(host: Host) -> None:
-    entry = missing("sd15")
+    entry = missing(host, "sd15")
     job = host.txt2img({**HIRES, "hr_upscaler": entry.label})
     assert job.error is not None
     assert entry.id in job.error
     assert str(entry.file.url) in job.error
-    assert str(weights.MODEL_FOLDER) in job.error
+    assert str(host.models) in job.error
     assert entry.file.name in job.error
     assert not job.first_pass
+
+
+def test_half_precision_by_a_setting(host: Host) -> None:
+    exact = done(host.txt2img({**HIRES, "hr_upscaler": NEURAL}))
+    settings = {"latent_upscale_precision": "bfloat16"}
+    for policy in ("keep", "keep", "offload", "unload", "keep"):
+        settings["latent_upscale_cache_policy"] = policy
+        payload = {**HIRES, "hr_upscaler": NEURAL, "override_settings": settings}
+        half = done(host.txt2img(payload))
+        assert upscales(half) == upscales(exact) == [("bundled-sd15", "8x8", "16x16")]
+        assert "Latent upscaler precision: bfloat16" in half.infotexts[0]
+        assert half.pictures != exact.pictures
+    assert "Latent upscaler precision" not in exact.infotexts[0]
+    assert done(host.txt2img({**HIRES, "hr_upscaler": NEURAL})).pictures == exact.pictures
+
+
+def test_a_model_is_fetched_on_its_first_use_only(host: Host, swinfir: bytes) -> None:
+    host.mirror.serve(f"/{SWINFIR.file.name}", swinfir)
+    asked = len(host.mirror.asked)
+    with nothing_fetched(host) as path:
+        for _ in range(2):
+            job = done(host.txt2img({**HIRES, "hr_upscaler": SWINFIR.label}))
+            assert upscales(job) == [(SWINFIR.id, "8x8", "16x16")]
+            assert hashes(job.infotexts[0]) == short_hash(path)
+        assert len(host.mirror.asked) == asked + 1
+        assert sorted(one.name for one in host.models.glob("SwinFIR*")) == [path.name]
+
+
+def test_a_download_shows_in_the_progress_bar_and_can_be_interrupted(
+    host: Host, swinfir: bytes
+) -> None:
+    half = len(swinfir) // 2
+    host.mirror.serve(f"/{SWINFIR.file.name}", swinfir, Manner(stall=half), Manner())
+    payload = {**HIRES, "hr_upscaler": SWINFIR.label}
+    with nothing_fetched(host) as path:
+        job = Running(host, payload)
+        job.until(lambda: 0.4 < host.progress()[0] < 0.6)
+        assert f"fetching {SWINFIR.id}" in str(host.progress()[1])
+        host.interrupt()
+        stopped = job.end(seconds=5)
+        assert stopped.error is not None and "stopped" in stopped.error
+        assert not stopped.first_pass and not path.exists()
+        # What had arrived is not fetched again.
+        done(host.txt2img(payload))
+        first, second = host.mirror.asked[-2:]
+        assert "range" not in first.headers and "range" in second.headers
+        assert path.exists()
+
+
+def test_a_wrong_file_from_the_web_is_told_and_not_kept(host: Host, swinfir: bytes) -> None:
+    cut = swinfir[: len(swinfir) // 2] + bytes(len(swinfir) - len(swinfir) // 2)
+    host.mirror.serve(f"/{SWINFIR.file.name}", cut)
+    with nothing_fetched(host) as path:
+        job = host.txt2img({**HIRES, "hr_upscaler": SWINFIR.label})
+        assert job.error is not None and "damaged" in job.error and SWINFIR.id in job.error
+        assert not job.first_pass and not path.exists()
+
+
+def test_a_hand_placed_file_can_be_named_without_a_restart(host: Host) -> None:
+    path = host.models / "my own-sd15.safetensors"
+    label = "Latent (my own-sd15)"
+    torch.manual_seed(0)
+    network = Compact(channels=4, dim=8, depth=1, scale=2)
+    save_file(network.to_state_dict(), path)
+    try:
+        job = done(host.txt2img({**HIRES, "hr_upscaler": label}))
+        assert upscales(job) == [(path.name, "8x8", "16x16")]
+        assert f"Hires upscaler: {label}" in job.infotexts[0]
+        assert label in host.latent_upscale_modes()
+    finally:
+        path.unlink()
+    # The next new name makes the list anew, and the file is no longer there.
+    error = host.txt2img({**HIRES, "hr_upscaler": "Latent (another)"}).error
+    assert error is not None and "could not find upscaler" in error
+    assert label not in host.latent_upscale_modes()
 
 
 def test_a_damaged_file_is_told_before_the_first_pass(host: Host) -> None:

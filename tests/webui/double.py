@@ -274,7 +274,17 @@ class Double:
             latent_upscale_modes={name: dict(mode) for name, mode in _OWN_MODES.items()},
             opts=Options(),
             OptionInfo=OptionInfo,
-            state=SimpleNamespace(interrupted=False, skipped=False, textinfo=None, job=""),
+            sd_upscalers=[SimpleNamespace(name="Lanczos")],
+            state=SimpleNamespace(
+                interrupted=False,
+                skipped=False,
+                textinfo=None,
+                job="",
+                job_count=-1,
+                job_no=0,
+                sampling_steps=0,
+                sampling_step=0,
+            ),
             cmd_opts=SimpleNamespace(nowebui=self.nowebui, api_auth=None),
             sd_model=None,
         )
@@ -290,12 +300,15 @@ class Double:
             dtype=torch.float32,
         )
 
+        self._module("modules.lowvram", is_enabled=lambda model: False)
+
         def callbacks(name: str) -> Callable[..., None]:
             if not name.startswith("on_"):
                 raise AttributeError(name)
             return lambda call, **_: self._callbacks.setdefault(name, []).append(call)
 
         self._module("modules.script_callbacks", __getattr__=callbacks)
+        self._module("modules.ui_common", create_refresh_button=self._create_refresh_button)
         self._module("gradio", __getattr__=lambda name: type(name, (), {}))
         return job_class
 
@@ -324,7 +337,32 @@ class Double:
         finally:
             sys.path[:] = before
         if not self.nowebui:
-            self._call("on_ui_settings")
+            self._make_page()
+
+    def _make_page(self) -> None:
+        self.refresh_buttons: dict[str, Callable[[], None]] = {}
+        self._call("on_ui_settings")
+        upscalers = [upscaler.name for upscaler in self.shared.sd_upscalers]
+        self.dropdown = SimpleNamespace(choices=[*self.shared.latent_upscale_modes, *upscalers])
+        for elem_id, component in (
+            ("txt2img_steps", SimpleNamespace()),
+            ("txt2img_hr_upscaler", self.dropdown),
+        ):
+            for callback in self._callbacks.get("on_after_component", []):
+                callback(component, elem_id=elem_id)
+
+    def _create_refresh_button(
+        self,
+        component: Any,
+        refresh: Callable[[], None],
+        arguments: Callable[[], dict[str, Any]],
+        elem_id: str,
+    ) -> None:
+        def press() -> None:
+            refresh()
+            vars(component).update(arguments())
+
+        self.refresh_buttons[elem_id] = press
 
     def unload_extension(self) -> None:
         self._call("on_script_unloaded")
@@ -355,6 +393,17 @@ class Double:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         shape = (self.channels, height, width)
         return torch.stack([torch.randn(shape, generator=one) for one in generators])
+
+    def progress(self) -> tuple[float, str | None]:
+        """What the progress bar shows: how far it is, and its text."""
+        state = self.shared.state
+        if state.job_count <= 0:
+            return 0.0, state.textinfo
+        part = state.sampling_step / state.sampling_steps if state.sampling_steps else 0.0
+        return min((state.job_no + part) / state.job_count, 1.0), state.textinfo
+
+    def interrupt(self) -> None:
+        self.shared.state.interrupted = True
 
     def latent_upscale_modes(self) -> list[str]:
         return list(self.shared.latent_upscale_modes)

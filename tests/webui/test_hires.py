@@ -28,9 +28,9 @@ from .test_host import A_KEY
 SMALL = (64, 64)
 
 
-def hires_module() -> Any:
+def inference_module() -> Any:
     """The module of the extension that runs now: a reload made it anew."""
-    return sys.modules["lib_latent_upscale.webui.hires"]
+    return sys.modules["lib_latent_upscale.inference"]
 
 
 def close(a: Tensor, b: Tensor) -> bool:
@@ -107,11 +107,11 @@ def test_an_error_in_the_network_ends_that_job_only(
     webui: Double, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> Tensor:
-        raise RuntimeError("out of memory")
+        raise RuntimeError("a defect")
 
     with monkeypatch.context() as patch:
-        patch.setattr(hires_module().LatentUpscaler, "__call__", fail)
-        assert webui.txt2img(HIRES).error == "out of memory"
+        patch.setattr(inference_module().LatentUpscaler, "__call__", fail)
+        assert webui.txt2img(HIRES).error == "a defect"
     assert runs(done(webui.txt2img(HIRES))) == ["bundled-sd15"]
 
 
@@ -138,10 +138,9 @@ def test_previews_in_another_thread_are_untouched(a1111: Double) -> None:
 
 
 def test_who_never_meets_the_hook_gets_bicubic(webui: Double) -> None:
-    assert all(
-        webui.shared.latent_upscale_modes[label] == {"mode": "bicubic", "antialias": True}
-        for label in [NEURAL, *(entry.label for entry in CATALOG.values())]
-    )
+    for label in [NEURAL, *(entry.label for entry in CATALOG.values())]:
+        mode = webui.shared.latent_upscale_modes[label]
+        assert (mode["mode"], mode["antialias"]) == ("bicubic", True)
     job = webui.job_class(**HIRES)
     job.init([], [], [])
     # An extension with a hires pass of its own, which the host's methods do not call.
@@ -179,8 +178,8 @@ def test_another_file_under_the_same_name_is_loaded_anew(a1111: Double, models: 
 
 def test_no_inference_tensors_are_kept(webui: Double) -> None:
     done(webui.txt2img(HIRES))
-    (upscaler,) = hires_module()._cache._loaded.values()
-    assert not any(parameter.is_inference() for parameter in upscaler.network.parameters())
+    (model,) = sys.modules["lib_latent_upscale.webui.models"].cache._models.values()
+    assert not any(parameter.is_inference() for parameter in model.upscaler.network.parameters())
 
 
 # X/Y/Z: the script makes one job and runs copies of it.
@@ -276,3 +275,30 @@ def test_a_hires_checkpoint_whose_file_does_not_tell_is_refused_once_loaded(webu
     assert job.error is not None and "hires checkpoint" in job.error
     assert not runs(job) and not webui.hires_inputs
     assert runs(done(webui.txt2img(HIRES))) == ["bundled-sd15"]
+
+
+# Precision and what stays on the device
+
+
+def test_the_precision_of_the_settings_is_used_and_told(webui: Double) -> None:
+    exact = done(webui.txt2img(HIRES))
+    settings = {"latent_upscale_precision": "bfloat16"}
+    half = done(webui.txt2img({**HIRES, "override_settings": settings}))
+    assert exact.pictures != half.pictures
+    assert "Latent upscaler precision" not in exact.infotexts[0]
+    assert "Latent upscaler precision: bfloat16" in half.infotexts[0]
+    pasted = done(
+        webui.txt2img({"seed": 1, "width": 64, "height": 64, "infotext": half.infotexts[0]})
+    )
+    assert pasted.pictures == half.pictures
+    assert done(webui.txt2img(HIRES)).pictures == exact.pictures
+
+
+@pytest.mark.parametrize(("policy", "kept"), [("keep", 1), ("offload", 0)])
+def test_what_stays_after_a_job(a1111: Double, policy: str, kept: int) -> None:
+    settings = {"latent_upscale_precision": "bfloat16", "latent_upscale_cache_policy": policy}
+    done(a1111.txt2img({**HIRES, "override_settings": settings}))
+    cache = sys.modules["lib_latent_upscale.webui.models"].cache
+    (model,) = cache._models.values()
+    assert len(model.copies) == kept
+    assert cache.statistics().loads == 1

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
+from lib_latent_upscale.architectures.compact import Compact
 from lib_latent_upscale.catalog import CATALOG
 
+from ..misbehaving import MisbehavingServer
 from .double import EXTENSION, Double
 from .jobs import BUNDLED, CITY96, HIRES, NEURAL, done, random_city96, runs
 
@@ -78,8 +81,8 @@ def test_loading_twice_is_loading_once() -> None:
 
 def test_unloading_frees_the_models(a1111: Double) -> None:
     done(a1111.txt2img(HIRES))
-    cache = sys.modules["lib_latent_upscale.webui.hires"]._cache
-    models = [weakref.ref(upscaler.network) for upscaler in cache._loaded.values()]
+    cache = sys.modules["lib_latent_upscale.webui.models"].cache
+    models = [weakref.ref(model.upscaler.network) for model in cache._models.values()]
     gc.collect()
     assert models and all(model() is not None for model in models)
     a1111.reload_ui()
@@ -91,10 +94,16 @@ def test_settings_of_the_extension(a1111: Double) -> None:
     for _ in range(2):
         opts = a1111.shared.opts
         ours = [key for key in opts.data_labels if key.startswith("latent_upscale_")]
-        assert ours == ["latent_upscale_default_sd15", "latent_upscale_default_sdxl"]
+        shape = ["default_sd15", "default_sdxl", "precision", "cache_policy", "gpu_budget"]
+        shape = [f"latent_upscale_{name}" for name in shape]
+        fetching = [f"latent_upscale_{name}" for name in ("fetch", "fetch_on_use")]
+        fetching += [f"latent_upscale_{name}" for name in ("model_folder", "mirror")]
+        assert ours == [*shape, *fetching]
+        # Where files come from and go to is not for a request by the API.
+        assert [opts.data_labels[key].restrict_api for key in ours] == [False] * 5 + [True] * 4
         info = opts.data_labels["latent_upscale_default_sd15"]
         assert info.default == BUNDLED.label == opts.latent_upscale_default_sd15
-        choices = info.component_args["choices"]
+        choices = info.component_args()["choices"]
         assert choices == [e.label for e in CATALOG.values() if e.space is BUNDLED.space]
         a1111.reload_ui()
 
@@ -167,13 +176,13 @@ def test_a_wrapper_put_over_ours_survives(a1111: Double, tidy: bool) -> None:
     assert not runs(done(a1111.txt2img({**HIRES, "hr_upscaler": "Latent"})))
     assert other.calls == dict.fromkeys(METHODS, 2)
 
-    old: Any = sys.modules["lib_latent_upscale.webui.hires"]
+    old: Any = sys.modules["lib_latent_upscale.webui.models"]
     a1111.load_extension()
     for count in (3, 4, 5):
         assert runs(done(a1111.txt2img(HIRES))) == ["bundled-sd15"]
         assert other.calls == dict.fromkeys(METHODS, count)
-        assert not old._cache._loaded  # the wrapper below the other's is silent
-        old = sys.modules["lib_latent_upscale.webui.hires"]
+        assert not old.cache._models  # the wrapper below the other's is silent
+        old = sys.modules["lib_latent_upscale.webui.models"]
         a1111.reload_ui()
 
 
@@ -196,3 +205,66 @@ def test_our_old_wrapper_put_back_by_another_is_silent(a1111: Double) -> None:
     assert not runs(done(a1111.txt2img({**HIRES, "hr_upscaler": "Latent"})))
     a1111.load_extension()
     assert runs(done(a1111.txt2img(HIRES))) == ["bundled-sd15"]
+
+
+def test_refresh_makes_a_hand_placed_file_choosable(webui: Double, models: Path) -> None:
+    before = list(webui.dropdown.choices)
+    path = hand_placed(models / "mine-sd15.safetensors")
+    assert list(webui.refresh_buttons) == ["txt2img_hr_upscaler_refresh"]
+    press = webui.refresh_buttons["txt2img_hr_upscaler_refresh"]
+    press()
+    label = "Latent (mine-sd15)"
+    assert [name for name in webui.dropdown.choices if name not in before] == [label]
+    assert webui.dropdown.choices[-1] == "Lanczos"
+    choices = webui.shared.opts.data_labels["latent_upscale_default_sd15"].component_args()
+    assert label in choices["choices"]
+    assert runs(done(webui.txt2img({**HIRES, "hr_upscaler": label}))) == [path.name]
+    path.unlink()
+    press()
+    assert webui.dropdown.choices == before
+
+
+def test_a_hand_placed_file_cannot_take_the_hosts_own_name(a1111: Double, models: Path) -> None:
+    hand_placed(models / "nearest.safetensors", space="sd15")
+    own = dict(a1111.shared.latent_upscale_modes["Latent (nearest)"])
+    a1111.refresh_buttons["txt2img_hr_upscaler_refresh"]()
+    assert a1111.shared.latent_upscale_modes["Latent (nearest)"] == own
+    assert not runs(done(a1111.txt2img({**HIRES, "hr_upscaler": "Latent (nearest)"})))
+
+
+def test_a_broken_file_breaks_nothing(models: Path) -> None:
+    (models / "broken-sd15.safetensors").write_bytes(b"nothing of the kind")
+    (models / "broken-sd15.pth").write_bytes(b"")
+    with Double() as webui:
+        assert runs(done(webui.txt2img(HIRES))) == ["bundled-sd15"]
+        assert not [name for name in webui.latent_upscale_modes() if "broken" in name]
+
+
+def test_the_setting_forbids_to_fetch(a1111: Double, server: MisbehavingServer) -> None:
+    a1111.shared.opts.data["latent_upscale_mirror"] = server.base
+    payload = {**HIRES, "hr_upscaler": CITY96.label}
+    job = a1111.txt2img(payload)
+    assert job.error is not None and "could not be fetched" in job.error and server.asked
+    asked = len(server.asked)
+    a1111.shared.opts.data["latent_upscale_fetch_on_use"] = False
+    job = a1111.txt2img(payload)
+    assert job.error is not None and "its weights are not in" in job.error
+    assert len(server.asked) == asked
+
+
+def test_the_folder_of_the_settings_is_looked_into(
+    a1111: Double, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LATENT_UPSCALE_MODELS")
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    random_city96(folder)
+    a1111.shared.opts.data["latent_upscale_model_folder"] = str(folder)
+    assert runs(done(a1111.txt2img({**HIRES, "hr_upscaler": CITY96.label}))) == [CITY96.id]
+
+
+def hand_placed(path: Path, space: str | None = None) -> Path:
+    """A file of random weights that is in no catalogue."""
+    network = Compact(channels=4, dim=8, depth=1, scale=2)
+    save_file(network.to_state_dict(), path, {"space": space} if space else None)
+    return path

@@ -1,0 +1,111 @@
+"""Upscaling so that the job finishes: whatever does not fit is tried again in a smaller way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .cache import Model, UpscalerCache
+from .inference import NotFiniteError
+
+_TILE = 96
+"""Latent pixels: 768 of the picture."""
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One way to run a model."""
+
+    device: torch.device
+    dtype: torch.dtype
+    tile: int | None
+    words: str
+
+
+class Engine:
+    """Runs the models of a cache.
+
+    free: called with a device that ran out of memory, after the cache has left it: lets the host
+        free what it can.
+    log: told in one line what was done in another way than asked.
+    """
+
+    def __init__(
+        self,
+        cache: UpscalerCache,
+        free: Callable[[torch.device], None] = lambda device: None,
+        log: Callable[[str], None] = print,
+    ) -> None:
+        self.cache, self._free, self._log = cache, free, log
+        self._float32_only: set[str] = set()
+        """Names of models that overflowed in half precision."""
+
+    def upscale(
+        self,
+        model: Model,
+        latent: Tensor,
+        size: tuple[int, int],
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Tensor:
+        """As `LatentUpscaler.__call__`, on `device` (the latent's) in `dtype`, or as near to that
+        as can be.
+
+        A model that overflows in half precision runs in float32, from then on always. Where
+        memory runs out, all else leaves the device and it is tried once more; then in tiles;
+        then on the CPU. Raises what the last way raises.
+        """
+        name = model.upscaler.name
+        device = torch.device(device) if device is not None else latent.device
+        if name in self._float32_only:
+            dtype = torch.float32
+        ways = _ways(device, dtype, tiles=model.upscaler.network.scale is not None)
+        way = next(ways)
+        while True:
+            try:
+                with self.cache.use(model, way.device, way.dtype) as upscaler:
+                    return upscaler(latent, size, should_stop, tile=way.tile)
+            except NotFiniteError as error:
+                self._float32_only.add(name)
+                self._log(f"{error}; it runs in float32 from now on")
+                return self.upscale(model, latent, size, device=device, should_stop=should_stop)
+            except (RuntimeError, MemoryError) as error:
+                following = next(ways, None) if _is_out_of_memory(error) else None
+                if following is None:
+                    raise
+                self._log(f"{name} ran out of memory on {way.device}; once more {following.words}")
+                way = following
+            # Outside of the handler: a traceback would hold what it failed with.
+            self._make_room(device)
+
+    def _make_room(self, device: torch.device) -> None:
+        self.cache.leave_device(device)
+        self._free(device)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _ways(device: torch.device, dtype: torch.dtype, tiles: bool) -> Iterator[_Way]:
+    """How to try, in turn."""
+    yield _Way(device, dtype, None, "")
+    if device.type != "cpu":
+        yield _Way(device, dtype, None, "with all else off the device")
+    if tiles:
+        yield _Way(device, dtype, _TILE, "in tiles, which changes the result a little")
+    if device.type != "cpu":
+        yield _Way(torch.device("cpu"), torch.float32, None, "on the CPU, which takes its time")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()  # of CPU, MPS and DirectML, which have no class of their own for it
+    return any(words in text for words in _OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "not enough gpu")
