@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .measure import Product, hardware, interleaved, operations, peak_bytes, ratio
+from .measure import (
+    Product,
+    Seconds,
+    hardware,
+    interleaved,
+    median,
+    operations,
+    peak_bytes,
+    ratio,
+)
 from .networks import MODELS
 from .reference import published
 from .report import HEADER, Report, Row, line
@@ -78,38 +86,39 @@ def measure(
     seconds = interleaved(everything, options.repeats)
     taken = dict(zip(calls, seconds))
     for (key, product), product_taken in zip(products.items(), seconds[len(calls) :]):
-        median = statistics.median(taken[key])
-        rate = flops / median
+        rate = flops / median(taken[key])
         yield Row(
             model=name,
             size=size,
             dtype=key,
-            median_ms=1e3 * median,
+            median_ms=1e3 * median(taken[key]),
             first_call_ms=1e3 * firsts[key],
             gflop=flops / 1e9,
             gflop_per_s=rate / 1e9,
-            share_of_product=rate / (product.operations / statistics.median(product_taken)),
+            share_of_product=rate / (product.operations / median(product_taken)),
             peak_mb=peaks[key] / 1e6,
             **(_beside(taken, outputs, peaks, key) if reference is not None else {}),
         )
 
 
 def _beside(
-    taken: dict[str, list[float]], outputs: dict[str, Tensor], peaks: dict[str, int], key: str
+    taken: dict[str, list[Seconds]], outputs: dict[str, Tensor], peaks: dict[str, int], key: str
 ) -> dict[str, float]:
     """The columns of a row that compare it with the published code."""
     expected = outputs["published"]
+    ratios = ratio(taken["published"], taken[key])
     return {
-        "published_ms": 1e3 * statistics.median(taken["published"]),
+        "published_ms": 1e3 * median(taken["published"]),
         "published_peak_mb": peaks["published"] / 1e6,
-        "ratio": ratio(taken["published"], taken[key]),
+        "ratio": ratios.wall,
+        "cpu_ratio": ratios.cpu,
         "error": float((outputs[key] - expected).norm() / expected.norm()),
     }
 
 
 def _rate(product: Product, repeats: int) -> float:
     product()
-    return product.operations / statistics.median(interleaved([product], repeats)[0]) / 1e9
+    return product.operations / median(interleaved([product], repeats)[0]) / 1e9
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -23,27 +23,45 @@ from .networks import Model
 _PRODUCT = 2048  # the side of the square matrices that show the machine's rate
 
 
-def interleaved(calls: Sequence[Callable[[], Any]], repeats: int) -> list[list[float]]:
-    """Seconds that each of the calls took, in `repeats` rounds of one call each."""
-    seconds: list[list[float]] = [[] for _ in calls]
+@dataclass(frozen=True)
+class Seconds:
+    """What a call took."""
+
+    wall: float
+    cpu: float
+    """Of all threads of this process: other processes' work is not in it, as it is in `wall`."""
+
+
+def interleaved(calls: Sequence[Callable[[], Any]], repeats: int) -> list[list[Seconds]]:
+    """What each of the calls took, in `repeats` rounds of one call each."""
+    seconds: list[list[Seconds]] = [[] for _ in calls]
     for _ in range(repeats):
         for call, taken in zip(calls, seconds):
             taken.append(timed(call))
     return seconds
 
 
-def timed(call: Callable[[], Any]) -> float:
-    """Seconds that a call takes, up to the end of what it started on an accelerator."""
-    started = time.perf_counter()
+def timed(call: Callable[[], Any]) -> Seconds:
+    """What a call takes, up to the end of what it started on an accelerator."""
+    wall, cpu = time.perf_counter(), time.process_time()
     result = call()
     if isinstance(result, Tensor) and result.device.type == "cuda":
         torch.cuda.synchronize(result.device)
-    return time.perf_counter() - started
+    return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """The median of the rounds' ratios: what disturbs the machine disturbs a whole round."""
-    return statistics.median(a / b for a, b in zip(slow, fast))
+def median(seconds: Sequence[Seconds]) -> float:
+    """Of the wall clock's seconds."""
+    return statistics.median(taken.wall for taken in seconds)
+
+
+def ratio(slow: Sequence[Seconds], fast: Sequence[Seconds]) -> Seconds:
+    """The medians of the rounds' ratios: what disturbs the machine disturbs a whole round."""
+    rounds = list(zip(slow, fast))
+    return Seconds(
+        statistics.median(a.wall / b.wall for a, b in rounds),
+        statistics.median(a.cpu / b.cpu for a, b in rounds),
+    )
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ class Row:
     published_peak_mb: float | None = None
     ratio: float | None = None
     """The median of published / ours over the rounds."""
+    cpu_ratio: float | None = None
+    """The same of the processor's seconds: what it says where the machine has other work, too."""
     error: float | None = None
     """Relative to the published code's output (its norm)."""
 
@@ -80,8 +82,8 @@ class Report:
 
 HEADER = (
     "| model | latent | precision | ms | first call | GFLOP | GFLOP/s | of a product | peak MB "
-    "| published ms | its peak MB | ratio | error |\n"
-    "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+    "| published ms | its peak MB | ratio | CPU ratio | error |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -104,6 +106,7 @@ def line(row: Row) -> str:
         optional(row.published_ms, ".0f"),
         optional(row.published_peak_mb, ".0f"),
         optional(row.ratio, ".2f"),
+        optional(row.cpu_ratio, ".2f"),
         optional(row.error, ".1e"),
     )
     return "| " + " | ".join(cells) + " |"
