@@ -8,35 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-WHOLE = (0, 1)
-
 
 class Linear(nn.Linear):
     """A linear layer on the last axis."""
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        part: tuple[int, int] = WHOLE,
-        gelu: bool = False,
-        residual: Tensor | None = None,
-    ) -> Tensor:
-        """`linear` with this layer's weights.
+    def forward(self, x: Tensor, *, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
+        """`linear` with this layer's weights."""
+        return linear(x, self.weight, self.bias, gelu=gelu, residual=residual)
 
-        part: (i, n) for the i-th of n equal parts of its output channels, alone. It is contiguous
-            and, for a large picture, of a size that is allocated fast; a slice of the whole is
-            neither.
+    def parts(self, x: Tensor, count: int, *, gelu: bool = False) -> list[Tensor]:
+        """The result as `count` tensors of equal shares of its channels.
+
+        Contiguous ones, as slices of one result are not: what needs such would have to copy them.
         """
-        weight, bias = part_of(self, part)
-        return linear(x, weight, bias, gelu=gelu, residual=residual)
-
-
-def part_of(layer: nn.Linear | nn.Conv2d, part: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of the i-th of n equal parts of a layer's output channels: views."""
-    index, parts = part
-    bias = None if layer.bias is None else layer.bias.chunk(parts)[index]
-    return layer.weight.chunk(parts)[index], bias
+        shares = zip(self.weight.chunk(count), self.bias.chunk(count))
+        return [linear(x, weight, bias, gelu=gelu) for weight, bias in shares]
 
 
 def linear(
