@@ -64,6 +64,9 @@ def test_linear_records_gradients() -> None:
     layer(x, residual=torch.ones(3, 4)).sum().backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad, layer.weight.detach().sum(0).expand(3, 6))
+    layer.weight.requires_grad_(False)  # the bias alone
+    layer(torch.ones(3, 6)).sum().backward()
+    assert layer.bias.grad is not None and layer.bias.grad.tolist() == [6.0] * 4
 
 
 @pytest.mark.parametrize("grids", [GRIDS[:1], GRIDS[1:2], GRIDS[:2], GRIDS[2:]], ids=str)

@@ -64,10 +64,16 @@ class AdaptiveInteraction(nn.Module):
         return torch.sigmoid(self.spatial_interaction[3](squeezed))
 
     def blend(
-        self, attended: Tensor, gate: Tensor, convolved: Tensor, other: Tensor, skip: Tensor
+        self,
+        attended: Tensor,
+        attended_gate: Tensor,
+        convolved: Tensor,
+        convolved_gate: Tensor,
+        skip: Tensor,
     ) -> Tensor:
         """The two branches times their gates, projected, plus the skip."""
-        return self.proj(torch.addcmul(convolved * other, attended, gate), residual=skip)
+        gated = torch.addcmul(convolved * convolved_gate, attended, attended_gate)
+        return self.proj(gated, residual=skip)
 
     def _conv_norm_gelu(self, layers: nn.Sequential, index: int, x: Tensor) -> Tensor:
         """The convolution `layers[index]` with the batch norm behind it, one in eval, and GELU."""

@@ -35,7 +35,7 @@ def linear(
 ) -> Tensor:
     """x (..., in) by weight (out, in) and bias (out), then GELU, or plus `residual` (..., out)."""
     assert not (gelu and residual is not None), "no network has both"
-    if _in_one_kernel(x, weight, residual):
+    if _in_one_kernel(x, weight, bias, residual):
         pointwise = torch.ops.mkldnn._linear_pointwise
         if residual is not None:
             return pointwise.binary(x, residual, weight, bias, "add")
@@ -46,18 +46,18 @@ def linear(
     return x if residual is None else residual + x
 
 
-def _in_one_kernel(x: Tensor, weight: Tensor, residual: Tensor | None) -> bool:
+def _in_one_kernel(*tensors: Tensor | None) -> bool:
     """Whether oneDNN's fused kernel may be used: it is the CPU's, and it records no gradients.
 
-    It is also the faster kernel by itself: on AMD's CPUs, F.linear (MKL) takes up to 1.6 times
-    as long, most of all with an output width that is no multiple of 16, like 3 * 270.
+    It is the faster one without GELU and skip, too: on an AMD EPYC, F.linear (MKL) takes 1.6
+    times as long for 4096 tokens of 270 channels to 810.
     """
-    tensors = (x, weight) if residual is None else (x, weight, residual)
+    given = [tensor for tensor in tensors if tensor is not None]
+    dtype = given[0].dtype
     return (
-        x.device.type == "cpu"
-        and all(tensor.dtype == x.dtype for tensor in tensors)
-        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
-        and _kernel_works(x.dtype)
+        all(tensor.device.type == "cpu" and tensor.dtype == dtype for tensor in given)
+        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given))
+        and _kernel_works(dtype)
     )
 
 
