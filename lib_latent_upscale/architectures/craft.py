@@ -38,7 +38,7 @@ class ShiftedRectangleBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm1(x)
-        q, k, v = (self.qkv(normed, part=(index, 3)) for index in range(3))
+        q, k, v = self.qkv.parts(normed, 3)
         x = self.proj(self.attns(q, k, v) + self.get_v(v), residual=x)
         return self.mlp(self.norm2(x), skip=x)
 
@@ -73,9 +73,7 @@ class FusionAttention(nn.Module):
 
     def forward(self, low: Tensor, high: Tensor, skip: Tensor) -> Tensor:
         q = self.q_dwconv(self.q(high))
-        k, v = (
-            self.kv_dwconv(self.kv(low, part=(index, 2)), part=(index, 2)) for index in range(2)
-        )
+        k, v = self.kv_dwconv(self.kv(low)).chunk(2, dim=-1)
         return self.project_out(channel_attention(q, k, v, self.temperature), residual=skip)
 
 
@@ -89,9 +87,8 @@ class GatedFeedForward(nn.Module):
         self.project_out = Conv2d(hidden, dim, 1, bias=False)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        gate = self.dwconv(self.project_in(x, part=(0, 2)), part=(0, 2), gelu=True)
-        kept = self.dwconv(self.project_in(x, part=(1, 2)), part=(1, 2))
-        return self.project_out(gate * kept, residual=skip)
+        gate, kept = self.dwconv(self.project_in(x)).chunk(2, dim=-1)
+        return self.project_out(F.gelu(gate) * kept, residual=skip)
 
 
 class FusionBlock(nn.Module):

@@ -64,10 +64,16 @@ class AdaptiveInteraction(nn.Module):
         return torch.sigmoid(self.spatial_interaction[3](squeezed))
 
     def blend(
-        self, attended: Tensor, gate: Tensor, convolved: Tensor, other: Tensor, skip: Tensor
+        self,
+        attended: Tensor,
+        attended_gate: Tensor,
+        convolved: Tensor,
+        convolved_gate: Tensor,
+        skip: Tensor,
     ) -> Tensor:
         """The two branches times their gates, projected, plus the skip."""
-        return self.proj(torch.addcmul(convolved * other, attended, gate), residual=skip)
+        gated = torch.addcmul(convolved * convolved_gate, attended, attended_gate)
+        return self.proj(gated, residual=skip)
 
     def _conv_norm_gelu(self, layers: nn.Sequential, index: int, x: Tensor) -> Tensor:
         """The convolution `layers[index]` with the batch norm behind it, one in eval, and GELU."""
@@ -90,7 +96,7 @@ class SpatialAttention(AdaptiveInteraction):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         height, width = x.shape[1:3]
-        q, k, v = (self.qkv(x, part=(index, 3)) for index in range(3))
+        q, k, v = self.qkv.parts(x, 3)
         convolved = self.convolve(v)
         pad = (0, 0, 0, -width % self.multiple, 0, -height % self.multiple)
         if any(pad):
@@ -109,7 +115,7 @@ class ChannelAttention(AdaptiveInteraction):
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        q, k, v = (self.qkv(x, part=(index, 3)) for index in range(3))
+        q, k, v = self.qkv.parts(x, 3)
         convolved = self.convolve(v)
         attended = channel_attention(q, k, v, self.temperature)
         return self.blend(
@@ -139,7 +145,7 @@ class SpatialGateFeedForward(nn.Module):
         self.fc2 = Linear(hidden // 2, dim)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        kept, gate = (self.fc1(x, part=(index, 2), gelu=True) for index in range(2))
+        kept, gate = self.fc1.parts(x, 2, gelu=True)
         return self.fc2(self.sg(kept, gate), residual=skip)
 
 

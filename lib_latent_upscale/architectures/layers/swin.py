@@ -28,7 +28,7 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         windows = windows_of(x, self.grid)
         tokens = windows.cut(x)[0]
-        q, k, v = (self.qkv(tokens, part=(index, 3)) for index in range(3))
+        q, k, v = self.qkv.parts(tokens, 3)
         attended = window_attention(q, k, v, windows.groups[0], self._bias())
         return self.proj(windows.join(attended, like=x), residual=skip)
 

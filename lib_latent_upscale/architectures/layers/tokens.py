@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .linear import WHOLE, Linear, linear, part_of
+from .linear import Linear, linear
 
 
 class Conv2d(nn.Conv2d):
@@ -16,17 +16,9 @@ class Conv2d(nn.Conv2d):
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, 1, kernel_size // 2, bias=bias)
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        part: tuple[int, int] = WHOLE,
-        gelu: bool = False,
-        residual: Tensor | None = None,
-    ) -> Tensor:
-        """As `Linear.forward`."""
-        weight, bias = part_of(self, part)
-        return convolve(x, weight, bias, gelu=gelu, residual=residual)
+    def forward(self, x: Tensor, *, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
+        """`convolve` with this layer's weights."""
+        return convolve(x, self.weight, self.bias, gelu=gelu, residual=residual)
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -35,10 +27,8 @@ class DepthwiseConv2d(nn.Conv2d):
     def __init__(self, channels: int, *, bias: bool = True) -> None:
         super().__init__(channels, channels, 3, 1, 1, groups=channels, bias=bias)
 
-    def forward(self, x: Tensor, *, part: tuple[int, int] = WHOLE, gelu: bool = False) -> Tensor:
-        """As `Linear.forward`; x holds the part's channels alone."""
-        weight, bias = part_of(self, part)
-        return convolve(x, weight, bias, gelu=gelu)
+    def forward(self, x: Tensor) -> Tensor:
+        return convolve(x, self.weight, self.bias)
 
 
 def convolve(
