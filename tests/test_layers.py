@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,7 +16,9 @@ from lib_latent_upscale.architectures.layers.attention import (
     masked_bias,
     window_attention,
 )
+from lib_latent_upscale.architectures.layers.chunks import by_rows, chunk_limit, pieces_of
 from lib_latent_upscale.architectures.layers.linear import Linear, linear
+from lib_latent_upscale.architectures.layers.tokens import DepthwiseConv2d
 from lib_latent_upscale.architectures.layers.windows import Grid, windows_of
 
 from . import published
@@ -73,9 +77,12 @@ def test_linear_records_gradients() -> None:
 def test_cutting_and_joining(grids: list[Grid]) -> None:
     x = torch.randn(2, 16, 24, 6)
     windows = windows_of(x, *grids)
-    cut = windows.cut(x)
-    assert cut.shape == (len(grids), 2 * 16 * 24, 6 // len(grids))
-    assert torch.equal(windows.join(tuple(cut), like=x), x)
+    for limit in (1, 5000, 1 << 30):
+        with chunk_limit(limit):
+            cut = [piece.cut(x) for _, piece in windows.pieces(x)]
+        assert sum(map(len, cut)) == len(grids) * 2 * 16 * 24
+        assert torch.equal(windows.join(cut, like=x), x)
+    assert len(cut) == len(grids)  # what fits is one piece
     assert windows_of(x + 1, *grids) is windows  # worked out once
 
 
@@ -93,10 +100,12 @@ def test_window_attention(grid: Grid, dtype: torch.dtype, monkeypatch: pytest.Mo
     q, k, v = torch.randn(3, 1, height, width, heads * dim).to(dtype)
     bias = torch.randn(heads, length, length)
 
-    windows = windows_of(v, grid)
-    cut = [windows.cut(x)[0] for x in (q, k, v)]
-    pieces = window_attention(*cut, windows.groups[0], masked_bias(bias, grid).to(dtype))
-    result = windows.join(pieces, like=v)
+    windows, attended = windows_of(v, grid), []
+    with chunk_limit(20_000):  # in several pieces
+        for _, piece in windows.pieces(v):
+            cut = [piece.cut(x) for x in (q, k, v)]
+            attended += window_attention(*cut, piece.groups, masked_bias(bias, grid).to(dtype))
+    result = windows.join(attended, like=v)
 
     row = (torch.arange(height) - grid.shift[0]) % height
     column = (torch.arange(width) - grid.shift[1]) % width
@@ -155,3 +164,32 @@ def test_gradients_after_inference_mode(model: str) -> None:
     x.requires_grad_()
     network(x).sum().backward()
     assert x.grad is not None and float(x.grad.abs().sum()) > 0
+
+
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 12),
+    batch=st.integers(1, 2),
+    limit=st.integers(0, 40_000),
+)
+@settings(max_examples=60, deadline=None)
+def test_rows_in_pieces_give_the_whole(height: int, width: int, batch: int, limit: int) -> None:
+    torch.manual_seed(0)
+    conv = DepthwiseConv2d(3).requires_grad_(False)
+    x, skip = torch.randn(2, batch, height, width, 3)
+
+    def function(x: Tensor, skip: Tensor) -> Tensor:
+        return conv(conv(x)) + skip
+
+    with chunk_limit(limit):
+        result = by_rows(function, x, skip, width=6, reach=2)
+    torch.testing.assert_close(result, function(x, skip))
+
+
+def test_pieces_cover_all_and_stay_within_the_limit() -> None:
+    with chunk_limit(100):
+        assert list(pieces_of(25, 10)) == [(0, 10), (10, 20), (20, 25)]
+        assert list(pieces_of(2, 1000)) == [(0, 1), (1, 2)]  # one thing is the least
+        with chunk_limit(10**9):
+            assert list(pieces_of(25, 10)) == [(0, 25)]
+        assert len(list(pieces_of(25, 10))) == 3

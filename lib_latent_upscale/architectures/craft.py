@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .layers.attention import channel_attention
+from .layers.chunks import by_rows
 from .layers.linear import Linear
 from .layers.rectangle import RectanglePair
 from .layers.restoration import RestorationNetwork
@@ -87,6 +88,10 @@ class GatedFeedForward(nn.Module):
         self.project_out = Conv2d(hidden, dim, 1, bias=False)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        width = 2 * self.project_in.out_channels
+        return by_rows(self._forward, x, skip, width=width, reach=1)
+
+    def _forward(self, x: Tensor, skip: Tensor) -> Tensor:
         gate, kept = self.dwconv(self.project_in(x)).chunk(2, dim=-1)
         return self.project_out(F.gelu(gate) * kept, residual=skip)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .layers.attention import channel_attention
+from .layers.chunks import by_rows
 from .layers.constants import ConstantCache, fold_batch_norm
 from .layers.linear import Linear
 from .layers.rectangle import RectanglePair
@@ -145,6 +146,9 @@ class SpatialGateFeedForward(nn.Module):
         self.fc2 = Linear(hidden // 2, dim)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return by_rows(self._forward, x, skip, width=2 * self.fc1.out_features, reach=1)
+
+    def _forward(self, x: Tensor, skip: Tensor) -> Tensor:
         kept, gate = self.fc1.parts(x, 2, gelu=True)
         return self.fc2(self.sg(kept, gate), residual=skip)
 

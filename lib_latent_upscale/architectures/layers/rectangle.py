@@ -49,6 +49,7 @@ class RectanglePair(nn.ModuleList):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v: (N, H, W, dim), H and W multiples of both of the windows' sides. As v."""
         windows = windows_of(v, *self._grids)
-        halves = zip(self, windows.cut(q), windows.cut(k), windows.cut(v), windows.groups)
-        attended = [part for attn, *half in halves for part in attn(*half)]
+        attended: list[Tensor] = []
+        for half, piece in windows.pieces(v):
+            attended += self[half](piece.cut(q), piece.cut(k), piece.cut(v), piece.groups)
         return windows.join(attended, like=v)

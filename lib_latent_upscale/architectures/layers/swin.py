@@ -27,9 +27,10 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         windows = windows_of(x, self.grid)
-        tokens = windows.cut(x)[0]
-        q, k, v = self.qkv.parts(tokens, 3)
-        attended = window_attention(q, k, v, windows.groups[0], self._bias())
+        attended: list[Tensor] = []
+        for _, piece in windows.pieces(x):
+            q, k, v = self.qkv.parts(piece.cut(x), 3)
+            attended += window_attention(q, k, v, piece.groups, self._bias())
         return self.proj(windows.join(attended, like=x), residual=skip)
 
     def _bias(self) -> Tensor:

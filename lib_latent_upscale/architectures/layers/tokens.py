@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .chunks import by_rows
 from .linear import Linear, linear
 
 
@@ -72,6 +73,9 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return by_rows(self._forward, x, skip, width=self.fc1.out_features)
+
+    def _forward(self, x: Tensor, skip: Tensor) -> Tensor:
         return self.fc2(self.fc1(x, gelu=True), residual=skip)
 
 

@@ -1,4 +1,4 @@
-"""Which tokens of a picture lie in which window: cutting into windows and back is one gather each.
+"""Which tokens of a picture lie in which window: cutting into windows and back by gathers.
 
 Channels may be in several parts with windows of their own: lying windows for one half of the
 channels, standing ones for the other.
@@ -6,12 +6,16 @@ channels, standing ones for the other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from .chunks import pieces_of
+
+_HELD = 5  # queries, keys, values, what is attended to, and that in another order
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,19 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Some windows of a grid. groups: those of them that have the same mask, in order."""
+
+    groups: tuple[Group, ...]
+    _rows: Tensor
+    _grids: int
+
+    def cut(self, x: Tensor) -> Tensor:
+        """(N, H, W, grids * C) to (tokens, C), window by window."""
+        return x.reshape(-1, x.shape[-1] // self._grids).index_select(0, self._rows)
+
+
+@dataclass(frozen=True)
 class Windows:
     """How to bring tokens (N, H, W, C) into the order of the windows of some grids, and back.
 
@@ -55,16 +72,38 @@ class Windows:
     _cut: Tensor
     _join: Tensor
 
-    def cut(self, x: Tensor) -> Tensor:
-        """(N, H, W, grids * C) to (grids, N * H * W, C)."""
+    def pieces(self, like: Tensor) -> Iterator[tuple[int, Piece]]:
+        """All windows, grid by grid, each piece with its grid's number.
+
+        like: (N, H, W, C), what is to be cut. A piece has as many windows as the limit allows
+            (see `chunks`) for queries, keys, values and what is made of them.
+        """
         grids = len(self.groups)
-        rows = x.reshape(-1, x.shape[-1] // grids).index_select(0, self._cut)
-        return rows.unflatten(0, (grids, -1))
+        tokens = like.shape[0] * like.shape[1] * like.shape[2]
+        for grid, groups in enumerate(self.groups):
+            windows = sum(group.windows for group in groups)
+            length = tokens // windows
+            each = length * (like.shape[-1] // grids) * like.element_size()
+            for first, last in pieces_of(windows, _HELD * each):
+                start = grid * tokens
+                rows = self._cut[start + first * length : start + last * length]
+                yield grid, Piece(_part_of(groups, first, last), rows, grids)
 
     def join(self, pieces: Sequence[Tensor], like: Tensor) -> Tensor:
-        """Pieces of (grids * N * H * W, C) to (N, H, W, grids * C); N, H and W of `like`."""
+        """What was made of all pieces, (tokens, C) each, as (N, H, W, grids * C) of `like`."""
         x = torch.cat(tuple(pieces)) if len(pieces) > 1 else pieces[0]
         return x.index_select(0, self._join).view(*like.shape[:3], -1)
+
+
+def _part_of(groups: tuple[Group, ...], first: int, last: int) -> tuple[Group, ...]:
+    """The groups of the windows from `first` to before `last`."""
+    found, start = [], 0
+    for group in groups:
+        windows = min(last, start + group.windows) - max(first, start)
+        if windows > 0:
+            found.append(replace(group, windows=windows))
+        start += group.windows
+    return tuple(found)
 
 
 def windows_of(x: Tensor, *grids: Grid) -> Windows:
