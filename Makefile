@@ -13,7 +13,7 @@ else
 BIN := $(VENV)/bin
 endif
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint bench clean
 
 setup: $(VENV)/.done
 
@@ -33,6 +33,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# BENCH="--reference DIR --models DAT6x6 --sizes 64": see docs/performance.md.
+bench: setup
+	$(BIN)/python -m lib_latent_upscale.bench --json out/bench.json --plot out/bench.png $(BENCH)
 
 clean:
 	rm -rf $(VENV) out build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .architectures.layers.chunks import DEFAULT_LIMIT, chunk_limit
 from .cache import Model, UpscalerCache
 from .inference import NotFiniteError
 
 _TILE = 96
 """Latent pixels: 768 of the picture."""
+
+_SMALL_LIMIT = 16 << 20
+"""Bytes of what is computed on the way."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,10 @@ class _Way:
 
     device: torch.device
     dtype: torch.dtype
-    tile: int | None
-    words: str
+    words: str = ""
+    tile: int | None = None
+    limit: int = DEFAULT_LIMIT
+    """See `architectures.layers.chunks`."""
 
 
 class Engine:
@@ -57,8 +63,8 @@ class Engine:
         as can be.
 
         A model that overflows in half precision runs in float32, from then on always. Where
-        memory runs out, all else leaves the device and it is tried once more; then in tiles;
-        then on the CPU. Raises what the last way raises.
+        memory runs out, all else leaves the device and it is tried once more, in smaller pieces;
+        then in tiles; then on the CPU. Raises what the last way raises.
         """
         name = model.upscaler.name
         device = torch.device(device) if device is not None else latent.device
@@ -68,7 +74,10 @@ class Engine:
         way = next(ways)
         while True:
             try:
-                with self.cache.use(model, way.device, way.dtype) as upscaler:
+                with (
+                    self.cache.use(model, way.device, way.dtype) as upscaler,
+                    chunk_limit(way.limit),
+                ):
                     return upscaler(latent, size, should_stop, tile=way.tile)
             except NotFiniteError as error:
                 self._float32_only.add(name)
@@ -92,13 +101,14 @@ class Engine:
 
 def _ways(device: torch.device, dtype: torch.dtype, tiles: bool) -> Iterator[_Way]:
     """How to try, in turn."""
-    yield _Way(device, dtype, None, "")
-    if device.type != "cpu":
-        yield _Way(device, dtype, None, "with all else off the device")
+    yield _Way(device, dtype)
+    yield _Way(device, dtype, "in small pieces, with all else off the device", limit=_SMALL_LIMIT)
     if tiles:
-        yield _Way(device, dtype, _TILE, "in tiles, which changes the result a little")
+        yield _Way(
+            device, dtype, "in tiles, which changes the result a little", _TILE, _SMALL_LIMIT
+        )
     if device.type != "cpu":
-        yield _Way(torch.device("cpu"), torch.float32, None, "on the CPU, which takes its time")
+        yield _Way(torch.device("cpu"), torch.float32, "on the CPU, which takes its time")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lib_latent_upscale import architectures
 from lib_latent_upscale.architectures import StateDictError, from_state_dict
+from lib_latent_upscale.architectures.layers.chunks import chunk_limit
 from lib_latent_upscale.architectures.layers.restoration import pad_to_multiple
 
 from . import published
@@ -244,3 +245,15 @@ def test_pad_reflects_or_repeats_the_edge() -> None:
     rows = torch.arange(3.0).view(1, 1, 3, 1).expand(1, 1, 3, 8)
     assert pad_to_multiple(rows, 8)[0, 0, :, 0].tolist() == [0, 1, 2, 2, 2, 2, 2, 2]
     assert pad_to_multiple(padded, 8) is padded
+
+
+@pytest.mark.parametrize("model", ["SwinFIR4x6", "CRAFT7x6", "DAT6x6", "DRCT12x6", "DRCTFIR12x6"])
+@pytest.mark.parametrize("limit", [1, 300_000])
+def test_in_pieces_it_is_the_same(model: str, limit: int) -> None:
+    network = from_state_dict(published.small_state_dict(model))
+    x = torch.randn(2, 4, 19, 37, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = network(x)
+        with chunk_limit(limit):
+            pieces = network(x)
+    assert (pieces - whole).norm() / whole.norm() < 1e-5

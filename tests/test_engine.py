@@ -79,7 +79,7 @@ def test_out_of_memory_frees_and_tries_again(bench: Bench) -> None:
     result = bench.upscale(dtype=torch.bfloat16)
     assert torch.isfinite(result).all()
     (line,) = bench.log
-    assert "bundled-sd15" in line and "out of memory" in line and "tiles" in line
+    assert "bundled-sd15" in line and "out of memory" in line and "small pieces" in line
     assert bench.freed == [torch.device("cpu")]
 
 
@@ -173,3 +173,10 @@ def test_an_interrupt_is_passed_on(bench: Bench) -> None:
 def test_a_file_that_vanishes_in_a_job_does_no_harm(bench: Bench) -> None:
     bench.cache.clear()
     assert torch.equal(bench.upscale(), bench.exact)
+
+
+def test_what_changes_the_result_comes_late(bench: Bench) -> None:
+    bench.before_each_pass(out_of_memory(2))
+    bench.upscale()
+    assert ["small pieces" in line for line in bench.log] == [True, False]
+    assert "tiles, which changes the result" in bench.log[1]

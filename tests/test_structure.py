@@ -36,6 +36,7 @@ FLOORS = {
     "__init__": 6,
     "webui": 7,
     "training": 7,
+    "bench": 7,
 }
 
 

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .layers.attention import channel_attention
+from .layers.chunks import by_rows
+from .layers.linear import Linear
 from .layers.rectangle import RectanglePair
 from .layers.restoration import RestorationNetwork
-from .layers.tokens import Conv2d, DepthwiseConv2d, Mlp, to_picture, to_tokens
+from .layers.tokens import Conv2d, DepthwiseConv2d, LayerNorm, Mlp, to_picture, to_tokens
 from .network import Shapes, upscale_factor
 
 
@@ -26,20 +28,20 @@ class ShiftedRectangleBlock(nn.Module):
         self, dim: int, heads: int, hidden: int, split_size: tuple[int, int], *, shifted: bool
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.norm1 = LayerNorm(dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
         self.get_v = DepthwiseConv2d(dim)
         # The published code shifts round the edge without a mask, and was trained so.
         self.attns = RectanglePair(dim, heads, split_size, shifted=shifted, masked=False)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm1(x))
-        values = qkv[..., 2 * x.shape[-1] :]
-        x = x + self.proj(self.attns(qkv) + self.get_v(values))
-        return x + self.mlp(self.norm2(x))
+        normed = self.norm1(x)
+        q, k, v = self.qkv.parts(normed, 3)
+        x = self.proj(self.attns(q, k, v) + self.get_v(v), residual=x)
+        return self.mlp(self.norm2(x), skip=x)
 
 
 class HighFrequencyBlock(nn.Module):
@@ -52,9 +54,10 @@ class HighFrequencyBlock(nn.Module):
         self.conv = Conv2d(dim // 2, dim // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        local, high = x.chunk(2, dim=-1)
+        local, high = (half.contiguous() for half in x.chunk(2, dim=-1))
         high = to_tokens(F.max_pool2d(to_picture(high), 3, 1, 1))
-        return x + self.last_fc(F.gelu(torch.cat((self.conv(local), self.fc(high)), dim=-1)))
+        halves = (self.conv(local, gelu=True), self.fc(high, gelu=True))
+        return self.last_fc(torch.cat(halves, dim=-1), residual=x)
 
 
 class FusionAttention(nn.Module):
@@ -69,10 +72,10 @@ class FusionAttention(nn.Module):
         self.kv_dwconv = DepthwiseConv2d(2 * dim, bias=False)
         self.project_out = Conv2d(dim, dim, 1, bias=False)
 
-    def forward(self, low: Tensor, high: Tensor) -> Tensor:
+    def forward(self, low: Tensor, high: Tensor, skip: Tensor) -> Tensor:
         q = self.q_dwconv(self.q(high))
         k, v = self.kv_dwconv(self.kv(low)).chunk(2, dim=-1)
-        return self.project_out(channel_attention(q, k, v, self.temperature))
+        return self.project_out(channel_attention(q, k, v, self.temperature), residual=skip)
 
 
 class GatedFeedForward(nn.Module):
@@ -84,9 +87,13 @@ class GatedFeedForward(nn.Module):
         self.dwconv = DepthwiseConv2d(2 * hidden, bias=False)
         self.project_out = Conv2d(hidden, dim, 1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        width = 2 * self.project_in.out_channels
+        return by_rows(self._forward, x, skip, width=width, reach=1)
+
+    def _forward(self, x: Tensor, skip: Tensor) -> Tensor:
         gate, kept = self.dwconv(self.project_in(x)).chunk(2, dim=-1)
-        return self.project_out(F.gelu(gate) * kept)
+        return self.project_out(F.gelu(gate) * kept, residual=skip)
 
 
 class FusionBlock(nn.Module):
@@ -94,14 +101,14 @@ class FusionBlock(nn.Module):
 
     def __init__(self, dim: int, heads: int, hidden: int) -> None:
         super().__init__()
-        self.norm1 = nn.ModuleDict({"body": nn.LayerNorm(dim)})
+        self.norm1 = nn.ModuleDict({"body": LayerNorm(dim)})
         self.attn = FusionAttention(dim, heads)
-        self.norm2 = nn.ModuleDict({"body": nn.LayerNorm(dim)})
+        self.norm2 = nn.ModuleDict({"body": LayerNorm(dim)})
         self.ffn = GatedFeedForward(dim, hidden)
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
-        x = low + self.attn(self.norm1["body"](low), high)
-        return x + self.ffn(self.norm2["body"](x))
+        x = self.attn(self.norm1["body"](low), high, skip=low)
+        return self.ffn(self.norm2["body"](x), skip=x)
 
 
 class Refinement(nn.Module):
@@ -140,7 +147,7 @@ class Group(nn.Module):
         self.conv = Conv2d(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(self.residual_group(x))
+        return self.conv(self.residual_group(x), residual=x)
 
 
 class CRAFT(RestorationNetwork):
@@ -148,6 +155,7 @@ class CRAFT(RestorationNetwork):
 
     architecture = "craft"
     signature = ("layers.0.residual_group.srwa_blocks.0.qkv.weight",)
+    float32_skips = True
 
     def __init__(
         self,
@@ -168,7 +176,7 @@ class CRAFT(RestorationNetwork):
                 for depth in depths
             )
         )
-        self.norm = nn.ModuleDict({"body": nn.LayerNorm(dim)})
+        self.norm = nn.ModuleDict({"body": LayerNorm(dim)})
         self.conv_after_body = Conv2d(dim, dim)
         self.upsample = nn.Sequential(
             nn.Conv2d(dim, scale**2 * channels, 3, 1, 1), nn.PixelShuffle(scale)

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .layers.attention import channel_attention
+from .layers.chunks import by_rows
 from .layers.constants import ConstantCache, fold_batch_norm
+from .layers.linear import Linear
 from .layers.rectangle import RectanglePair
 from .layers.restoration import PixelShuffleTail
 from .layers.tokens import Conv2d, DepthwiseConv2d, convolve, to_picture, to_tokens
@@ -29,8 +31,8 @@ class AdaptiveInteraction(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         squeezed_channels, squeezed_space = dim // 8, dim // 16
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
         self.dwconv = nn.Sequential(DepthwiseConv2d(dim), nn.BatchNorm2d(dim), nn.GELU())
         self.channel_interaction = nn.Sequential(
             nn.Identity(),  # the published pooling has this index
@@ -49,28 +51,40 @@ class AdaptiveInteraction(nn.Module):
 
     def convolve(self, x: Tensor) -> Tensor:
         """The depthwise branch on the values, (N, H, W, C)."""
-        return F.gelu(self._conv_norm(self.dwconv, 0, x))
+        return self._conv_norm_gelu(self.dwconv, 0, x)
 
     def channel_gate(self, x: Tensor) -> Tensor:
         """(N, H, W, C) to (N, 1, 1, C), in 0..1."""
         pooled = x.mean(dim=(1, 2), keepdim=True)
-        squeezed = F.gelu(self._conv_norm(self.channel_interaction, 1, pooled))
+        squeezed = self._conv_norm_gelu(self.channel_interaction, 1, pooled)
         return torch.sigmoid(self.channel_interaction[4](squeezed))
 
     def spatial_gate(self, x: Tensor) -> Tensor:
         """(N, H, W, C) to (N, H, W, 1), in 0..1."""
-        squeezed = F.gelu(self._conv_norm(self.spatial_interaction, 0, x))
+        squeezed = self._conv_norm_gelu(self.spatial_interaction, 0, x)
         return torch.sigmoid(self.spatial_interaction[3](squeezed))
 
-    def _conv_norm(self, layers: nn.Sequential, index: int, x: Tensor) -> Tensor:
-        """The convolution `layers[index]` and the batch norm behind it: one convolution in eval."""
+    def blend(
+        self,
+        attended: Tensor,
+        attended_gate: Tensor,
+        convolved: Tensor,
+        convolved_gate: Tensor,
+        skip: Tensor,
+    ) -> Tensor:
+        """The two branches times their gates, projected, plus the skip."""
+        gated = torch.addcmul(convolved * convolved_gate, attended, attended_gate)
+        return self.proj(gated, residual=skip)
+
+    def _conv_norm_gelu(self, layers: nn.Sequential, index: int, x: Tensor) -> Tensor:
+        """The convolution `layers[index]` with the batch norm behind it, one in eval, and GELU."""
         conv, norm = layers[index], layers[index + 1]
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         if norm.training:
-            return to_tokens(norm(to_picture(conv(x))))
+            return F.gelu(to_tokens(norm(to_picture(conv(x)))))
         weights = (*conv.parameters(), *norm.parameters(), *norm.buffers())
         weight, bias = self._constants.get(id(layers), weights, lambda: fold_batch_norm(conv, norm))
-        return convolve(x, weight, bias, conv.groups)
+        return convolve(x, weight, bias, gelu=True)
 
 
 class SpatialAttention(AdaptiveInteraction):
@@ -81,16 +95,17 @@ class SpatialAttention(AdaptiveInteraction):
         self.multiple = max(split_size)
         self.attns = RectanglePair(dim, heads, split_size, shifted=shifted, masked=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        height, width, dim = x.shape[1:]
-        qkv = self.qkv(x)
-        convolved = self.convolve(qkv[..., 2 * dim :])
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        q, k, v = self.qkv.parts(x, 3)
+        convolved = self.convolve(v)
         pad = (0, 0, 0, -width % self.multiple, 0, -height % self.multiple)
         if any(pad):
-            qkv = F.pad(qkv, pad)
-        attended = self.attns(qkv)[:, :height, :width]
-        gate = self.channel_gate(convolved)
-        return self.proj(attended * gate + convolved * self.spatial_gate(attended))
+            q, k, v = (F.pad(part, pad) for part in (q, k, v))
+        attended = self.attns(q, k, v)[:, :height, :width]
+        return self.blend(
+            attended, self.channel_gate(convolved), convolved, self.spatial_gate(attended), skip
+        )
 
 
 class ChannelAttention(AdaptiveInteraction):
@@ -100,38 +115,42 @@ class ChannelAttention(AdaptiveInteraction):
         super().__init__(dim)
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        q, k, v = self.qkv.parts(x, 3)
         convolved = self.convolve(v)
         attended = channel_attention(q, k, v, self.temperature)
-        gate = self.channel_gate(attended)
-        return self.proj(attended * self.spatial_gate(convolved) + convolved * gate)
+        return self.blend(
+            attended, self.spatial_gate(convolved), convolved, self.channel_gate(attended), skip
+        )
 
 
 class SpatialGate(nn.Module):
-    """Half of the channels, convolved, gate the other half."""
+    """Gates tokens with others, normed and convolved."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
         self.conv = DepthwiseConv2d(dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        kept, gate = x.chunk(2, dim=-1)
+    def forward(self, kept: Tensor, gate: Tensor) -> Tensor:
         return kept * self.conv(self.norm(gate))
 
 
 class SpatialGateFeedForward(nn.Module):
-    """An MLP with a spatial gate in its middle."""
+    """An MLP of which one half of the hidden channels gates the other."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = Linear(dim, hidden)
         self.sg = SpatialGate(hidden // 2)
-        self.fc2 = nn.Linear(hidden // 2, dim)
+        self.fc2 = Linear(hidden // 2, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.sg(F.gelu(self.fc1(x))))
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return by_rows(self._forward, x, skip, width=2 * self.fc1.out_features, reach=1)
+
+    def _forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        kept, gate = self.fc1.parts(x, 2, gelu=True)
+        return self.fc2(self.sg(kept, gate), residual=skip)
 
 
 class Block(nn.Module):
@@ -145,8 +164,8 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.ffn(self.norm2(x))
+        x = self.attn(self.norm1(x), skip=x)
+        return self.ffn(self.norm2(x), skip=x)
 
 
 class Group(nn.Module):
@@ -176,7 +195,7 @@ class Group(nn.Module):
         self.conv = Conv2d(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(self.blocks(x))
+        return self.conv(self.blocks(x), residual=x)
 
 
 class DAT(PixelShuffleTail):

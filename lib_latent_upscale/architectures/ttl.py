@@ -26,9 +26,11 @@ class AttentionBlock(nn.Module):
         self.proj_out = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        normed = self.norm(x)
+        normed = self.norm(x.to(embedding.dtype))
+        # (N, 1, H * W, C), contiguous: fused attention takes no other, and the plain one would
+        # hold all (H * W)^2 scores.
         q, k, v = (
-            conv(normed).flatten(2).transpose(1, 2).unsqueeze(1)  # (N, 1, H * W, C)
+            conv(normed).flatten(2).transpose(1, 2).contiguous().unsqueeze(1)
             for conv in (self.q, self.k, self.v)
         )
         attended = F.scaled_dot_product_attention(q, k, v)
@@ -52,7 +54,7 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        hidden = self.in_layers(x) + self.emb_layers(embedding)[..., None, None]
+        hidden = self.in_layers(x.to(embedding.dtype)) + self.emb_layers(embedding)[..., None, None]
         return x + self.out_layers(hidden)
 
 
@@ -116,10 +118,12 @@ class Ttl(Network):
             return x
         factor = torch.tensor([[size[1] / x.shape[-1] - 1]], dtype=x.dtype, device=x.device)
         embedding = self.embed(factor)
-        x = self.conv_in(x)
+        # In half precision, the blocks' results are summed up in float32.
+        dtype = x.dtype
+        x = self.conv_in(x).to(torch.promote_types(dtype, torch.float32))
         for block in self.in_blocks:
             x = block(x, embedding)
         x = F.interpolate(x, size=size, mode="bilinear")
         for block in self.out_blocks:
             x = block(x, embedding)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(F.silu(self.norm_out(x.to(dtype))))

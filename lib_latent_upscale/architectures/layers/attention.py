@@ -3,70 +3,67 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from .windows import Grid, Group
+
 _MASKED = -100.0  # what the published networks were trained with, in place of minus infinity
+_SCORES_AT_ONCE = 2**20  # as many as stay in a CPU's cache between the products
 
 
 def window_attention(
-    qkv: Tensor, window: tuple[int, int], bias: Tensor, shift: tuple[int, int] = (0, 0)
-) -> Tensor:
-    """Self-attention within windows that tile the picture (Swin, Liu et al., ICCV 2021).
+    q: Tensor, k: Tensor, v: Tensor, groups: tuple[Group, ...], bias: Tensor
+) -> list[Tensor]:
+    """Self-attention within windows (Swin, Liu et al., ICCV 2021).
 
-    qkv: (N, H, W, 3, heads, dim), H and W multiples of the window's sides.
-    bias: (heads, L, L) for L = tokens of a window, or (2, 2, heads, L, L) as from
-        `masked_bias`, picked by whether a window is in the last row and the last column.
-    shift: how far the windows lie down and right of the picture's corner; they go round its
-        edges.
-    Returns (N, H, W, heads * dim).
+    q, k, v: (tokens, heads * dim), window by window.
+    groups: the groups of windows that have the same mask, in order.
+    bias: from `masked_bias`, for windows of L tokens.
+    Returns (tokens, heads * dim) in order, in several pieces.
     """
-    shifted = shift != (0, 0)
-    if shifted:
-        qkv = torch.roll(qkv, (-shift[0], -shift[1]), (1, 2))
-    if bias.dim() == 3:
-        out = _attend(qkv, window, bias)
-    else:
-        # Windows with the same mask are attended together: up to four rectangles.
-        n, height, width = qkv.shape[:3]
-        out = qkv.new_empty(n, height, width, qkv.shape[-2] * qkv.shape[-1])
-        row, column = height - window[0], width - window[1]
-        for last_row, rows in enumerate((slice(0, row), slice(row, None))):
-            for last_column, columns in enumerate((slice(0, column), slice(column, None))):
-                part = qkv[:, rows, columns]
-                if part.numel():
-                    out[:, rows, columns] = _attend(part, window, bias[last_row, last_column])
-    return torch.roll(out, shift, (1, 2)) if shifted else out
-
-
-def _attend(qkv: Tensor, window: tuple[int, int], bias: Tensor) -> Tensor:
-    n, height, width = qkv.shape[:3]
-    rows, columns = window
-    q, k, v = rearrange(
-        qkv,
-        "n (nr r) (nc c) three heads dim -> three (n nr nc) heads (r c) dim",
-        r=rows,
-        c=columns,
+    heads, length = bias.shape[-3:-1]
+    q, k, v = (
+        x.unflatten(0, (-1, length)).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v)
     )
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).unsqueeze(0))
-    return rearrange(
-        out,
-        "(n nr nc) heads (r c) dim -> n (nr r) (nc c) (heads dim)",
-        n=n,
-        nr=height // rows,
-        nc=width // columns,
-        r=rows,
-        c=columns,
-    )
+    attend, at_once = _attend, len(q)
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        attend, at_once = _attend_by_products, max(1, _SCORES_AT_ONCE // (heads * length**2))
+    attended, start = [], 0
+    for group in groups:
+        group_bias = bias[group.last_row, group.last_column] if bias.dim() == 5 else bias
+        stop = start + group.windows
+        for first in range(start, stop, at_once):
+            part = slice(first, min(first + at_once, stop))
+            out = attend(q[part], k[part], v[part], group_bias)
+            attended.append(out.transpose(1, 2).reshape(-1, v.shape[1] * v.shape[3]))
+        start = stop
+    return attended
 
 
-def masked_bias(bias: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
-    """Position bias (heads, L, L) with the masks of shifted windows added: (2, 2, heads, L, L).
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """(windows, heads, L, dim) to the same shape; bias (heads, L, L)."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).unsqueeze(0))
 
-    A window of the last row (first index 1) or column (second index 1) holds tokens from both
-    edges of the picture; those of different edges must not see each other.
+
+def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """As `_attend`. The CPU's fused kernel gains nothing from bfloat16; its products do."""
+    windows, scale = len(q), q.shape[-1] ** -0.5
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    scores = torch.bmm(q, k.transpose(1, 2)).unflatten(0, (windows, -1))
+    weights = torch.add(bias, scores, alpha=scale).softmax(dim=-1).flatten(0, 1)
+    return torch.bmm(weights, v).unflatten(0, (windows, -1))
+
+
+def masked_bias(bias: Tensor, grid: Grid) -> Tensor:
+    """Position bias (heads, L, L) with the masks of the grid's groups, if it has any.
+
+    Returns (2, 2, heads, L, L): a window of the last row (first index 1) or column (second
+    index 1) holds tokens from both edges of the picture; those of different edges must not see
+    each other. Without masks, the bias as it is.
     """
+    if not grid.has_masks:
+        return bias
 
     def sides(length: int, shifted: int, last: int) -> Tensor:
         side = torch.zeros(length, dtype=torch.int64)
@@ -77,8 +74,8 @@ def masked_bias(bias: Tensor, window: tuple[int, int], shift: tuple[int, int]) -
     masks = []
     for last_row in (0, 1):
         for last_column in (0, 1):
-            rows = sides(window[0], shift[0], last_row)
-            columns = sides(window[1], shift[1], last_column)
+            rows = sides(grid.window[0], grid.shift[0], last_row)
+            columns = sides(grid.window[1], grid.shift[1], last_column)
             region = (2 * rows[:, None] + columns[None, :]).flatten()
             masks.append((region[:, None] != region[None, :]) * _MASKED)
     mask = torch.stack(masks).unflatten(0, (2, 2)).unsqueeze(2)
@@ -90,12 +87,24 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -> T
 
     q, k, v: (N, H, W, C); temperature: (heads, 1, 1). Returns (N, H, W, C).
     """
-    heads = temperature.shape[0]
-    height, width = q.shape[1:3]
-    q, k, v = (
-        rearrange(x, "n h w (heads dim) -> n heads (h w) dim", heads=heads) for x in (q, k, v)
+    weights = channel_weights(q, k, temperature)
+    heads = v.flatten(1, 2).unflatten(-1, (temperature.shape[0], -1)).transpose(1, 2)
+    return (heads @ weights.transpose(-2, -1)).transpose(1, 2).reshape(v.shape)
+
+
+def channel_weights(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
+    """How much each channel of a head takes of each other: (N, heads, dim, dim).
+
+    The softmax of the cosines between channels. They are divided by the channels' lengths after
+    the product, where they are few, not before it.
+    """
+    dtype = q.dtype
+    if dtype == torch.float16:
+        q, k = q.float(), k.float()  # sums over a picture are too large for it
+    q, k = (x.flatten(1, 2).unflatten(-1, (temperature.shape[0], -1)) for x in (q, k))
+    products = q.permute(0, 2, 3, 1) @ k.transpose(1, 2)
+    q_length, k_length = (
+        x.square().sum(dim=1, dtype=torch.float32).sqrt().clamp_min(1e-12) for x in (q, k)
     )
-    q, k = F.normalize(q, dim=-2), F.normalize(k, dim=-2)
-    weights = (q.transpose(-2, -1) @ k * temperature).softmax(dim=-1)
-    out = v @ weights.transpose(-2, -1)
-    return rearrange(out, "n heads (h w) dim -> n h w (heads dim)", h=height, w=width)
+    cosines = products.float() / (q_length.unsqueeze(-1) * k_length.unsqueeze(-2))
+    return (cosines * temperature).softmax(dim=-1).to(dtype)

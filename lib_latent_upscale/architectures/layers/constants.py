@@ -30,7 +30,9 @@ class ConstantCache:
         kept = self._kept.get(key)
         if kept is not None and kept[0] == state:
             return kept[1]
-        value = compute()
+        # Outside a host's inference mode, for later calls that record gradients of their input.
+        with torch.inference_mode(False), torch.no_grad():
+            value = compute()
         self._kept[key] = (state, value)
         while len(self._kept) > _KEPT:  # sizes come and go; the latest are the likeliest
             self._kept.popitem(last=False)

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from .attention import masked_bias, window_attention
 from .constants import ConstantCache
 from .position import DynamicPositionBias
+from .windows import Grid, Group, windows_of
 
 
 class RectangleAttention(nn.Module):
@@ -18,24 +18,17 @@ class RectangleAttention(nn.Module):
         self, dim: int, heads: int, window: tuple[int, int], *, shifted: bool, masked: bool
     ) -> None:
         super().__init__()
-        self.heads = heads
-        self.window = window
-        self.shift = (window[0] // 2, window[1] // 2) if shifted else (0, 0)
-        self.masked = masked
+        self.grid = Grid(window, (window[0] // 2, window[1] // 2) if shifted else (0, 0), masked)
         self.pos = DynamicPositionBias(dim // 4 // 4, heads)
         self._constants = ConstantCache()
 
-    def forward(self, qkv: Tensor) -> Tensor:
-        """(N, H, W, 3, dim) to (N, H, W, dim)."""
-        qkv = qkv.unflatten(-1, (self.heads, -1))
-        return window_attention(qkv, self.window, self._bias(), self.shift)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, groups: tuple[Group, ...]) -> list[Tensor]:
+        """As `window_attention`, with this half's bias."""
+        return window_attention(q, k, v, groups, self._bias())
 
     def _bias(self) -> Tensor:
         def compute() -> Tensor:
-            bias = self.pos(self.window)
-            if self.masked and self.shift != (0, 0):
-                bias = masked_bias(bias, self.window, self.shift)
-            return bias
+            return masked_bias(self.pos(self.grid.window), self.grid)
 
         return self._constants.get("bias", tuple(self.pos.parameters()), compute)
 
@@ -46,12 +39,17 @@ class RectanglePair(nn.ModuleList):
     def __init__(
         self, dim: int, heads: int, split_size: tuple[int, int], *, shifted: bool, masked: bool
     ) -> None:
-        super().__init__(
+        halves = [
             RectangleAttention(dim // 2, heads // 2, window, shifted=shifted, masked=masked)
             for window in (split_size, split_size[::-1])
-        )
+        ]
+        super().__init__(halves)
+        self._grids = tuple(half.grid for half in halves)
 
-    def forward(self, qkv: Tensor) -> Tensor:
-        """(N, H, W, 3 * dim) to (N, H, W, dim); H, W multiples of both of the windows' sides."""
-        halves = qkv.unflatten(-1, (3, 2, -1)).unbind(-2)
-        return torch.cat([attn(half) for attn, half in zip(self, halves)], dim=-1)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v: (N, H, W, dim), H and W multiples of both of the windows' sides. As v."""
+        windows = windows_of(v, *self._grids)
+        attended: list[Tensor] = []
+        for half, piece in windows.pieces(v):
+            attended += self[half](piece.cut(q), piece.cut(k), piece.cut(v), piece.groups)
+        return windows.join(attended, like=v)

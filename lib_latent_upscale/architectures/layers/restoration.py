@@ -3,6 +3,7 @@ a first convolution, a deep body with a long skip, a pixel-shuffle tail."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,6 +16,9 @@ class RestorationNetwork(Network):
 
     multiple = 1
     """`features` takes heights and widths that are multiples of this."""
+    float32_skips = False
+    """Whether features are summed up in float32 when the network is in half precision: where so
+    many skips follow each other that the sums' roundings are most of the error."""
     conv_after_body: nn.Module
 
     def __init__(self, channels: int, dim: int, scale: int) -> None:
@@ -34,8 +38,10 @@ class RestorationNetwork(Network):
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         height, width = self.output_size(*x.shape[-2:])
         first = self.conv_first(to_tokens(pad_to_multiple(x, self.multiple)))
+        if self.float32_skips:
+            first = first.to(torch.promote_types(first.dtype, torch.float32))
         body = self.conv_after_body(self.features(first)) + first
-        return self.reconstruct(body)[..., :height, :width].contiguous()
+        return self.reconstruct(body.to(x.dtype))[..., :height, :width].contiguous()
 
 
 class PixelShuffleTail(RestorationNetwork):

@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from .attention import masked_bias, window_attention
 from .constants import ConstantCache
+from .linear import Linear
 from .position import spread
 from .tokens import Mlp
+from .windows import Grid, windows_of
 
 
 class WindowAttention(nn.Module):
@@ -16,25 +18,26 @@ class WindowAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int, window: int, *, shifted: bool) -> None:
         super().__init__()
-        self.heads = heads
-        self.window = (window, window)
-        self.shift = (window // 2, window // 2) if shifted else (0, 0)
+        shift = window // 2 if shifted else 0
+        self.grid = Grid((window, window), (shift, shift))
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
         self._constants = ConstantCache()
 
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
-        return self.proj(window_attention(qkv, self.window, self._bias(), self.shift))
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        windows = windows_of(x, self.grid)
+        attended: list[Tensor] = []
+        for _, piece in windows.pieces(x):
+            q, k, v = self.qkv.parts(piece.cut(x), 3)
+            attended += window_attention(q, k, v, piece.groups, self._bias())
+        return self.proj(windows.join(attended, like=x), residual=skip)
 
     def _bias(self) -> Tensor:
-        def compute() -> Tensor:
-            bias = spread(table, self.window)
-            return masked_bias(bias, self.window, self.shift) if self.shift != (0, 0) else bias
-
         table = self.relative_position_bias_table
-        return self._constants.get("bias", (table,), compute)
+        return self._constants.get(
+            "bias", (table,), lambda: masked_bias(spread(table, self.grid.window), self.grid)
+        )
 
 
 class SwinBlock(nn.Module):
@@ -51,8 +54,8 @@ class SwinBlock(nn.Module):
         self.mlp = Mlp(dim, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        x = self.attn(self.norm1(x), skip=x)
+        return self.mlp(self.norm2(x), skip=x)
 
 
 def window_side(offsets: int) -> int:

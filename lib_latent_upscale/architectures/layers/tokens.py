@@ -5,17 +5,21 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .chunks import by_rows
+from .linear import Linear, linear
+
 
 class Conv2d(nn.Conv2d):
-    """A same-size convolution of tokens (N, H, W, C); a 1x1 one is a matrix product."""
+    """A same-size convolution of tokens (N, H, W, C); a 1x1 one is a linear layer."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int = 3, *, bias: bool = True
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, 1, kernel_size // 2, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return convolve(x, self.weight, self.bias)
+    def forward(self, x: Tensor, *, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
+        """`convolve` with this layer's weights."""
+        return convolve(x, self.weight, self.bias, gelu=gelu, residual=residual)
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -25,27 +29,54 @@ class DepthwiseConv2d(nn.Conv2d):
         super().__init__(channels, channels, 3, 1, 1, groups=channels, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return convolve(x, self.weight, self.bias, self.groups)
+        return convolve(x, self.weight, self.bias)
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int = 1) -> Tensor:
-    """A same-size convolution of tokens (N, H, W, C) by a square kernel of odd side."""
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    gelu: bool = False,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """A same-size convolution of tokens (N, H, W, C), then GELU, or plus `residual`.
+
+    weight: (out, C, side, side), or (C, 1, side, side) for one of each channel by itself; side
+        is odd.
+    """
+    x = x.to(weight.dtype)  # from skips in float32
     side = weight.shape[-1]
-    if side == 1 and groups == 1:
-        return F.linear(x, weight.flatten(1), bias)
-    return to_tokens(F.conv2d(to_picture(x), weight, bias, padding=side // 2, groups=groups))
+    if side == 1 and weight.shape[1] == x.shape[-1]:
+        return linear(x, weight.flatten(1), bias, gelu=gelu, residual=residual)
+    groups = x.shape[-1] // weight.shape[1]
+    picture = F.conv2d(to_picture(x), weight, bias, padding=side // 2, groups=groups)
+    x = to_tokens(picture)
+    if gelu:
+        return F.gelu(x)
+    return x if residual is None else residual + x
+
+
+class LayerNorm(nn.LayerNorm):
+    """A norm of the last axis that gives its own precision, whatever it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, linear, on the last axis."""
+    """Linear, GELU, linear, on the last axis; then plus `skip`."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return by_rows(self._forward, x, skip, width=self.fc1.out_features)
+
+    def _forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.fc2(self.fc1(x, gelu=True), residual=skip)
 
 
 def to_picture(x: Tensor) -> Tensor:

@@ -1,0 +1,61 @@
+"""Working through large pictures in pieces, so that what is computed on the way stays small.
+
+The result is that of the whole: pieces are rows of tokens, or windows, that do not see each
+other. Pictures whose intermediate values fit the limit are one piece.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+DEFAULT_LIMIT = 256 << 20
+"""Bytes of intermediate values of a piece: enough that no latent of a usual size is cut."""
+
+_local = threading.local()
+
+
+@contextmanager
+def chunk_limit(bytes_: int) -> Iterator[None]:
+    """Another limit for what this thread computes in the `with` block."""
+    before = _limit()
+    _local.limit = bytes_
+    try:
+        yield
+    finally:
+        _local.limit = before
+
+
+def pieces_of(count: int, bytes_each: int) -> Iterator[tuple[int, int]]:
+    """First and last + 1 of each piece of `count` things, each of which takes `bytes_each`."""
+    most = max(1, _limit() // max(1, bytes_each))
+    for first in range(0, count, most):
+        yield first, min(first + most, count)
+
+
+def by_rows(function: Callable[..., Tensor], *inputs: Tensor, width: int, reach: int = 0) -> Tensor:
+    """`function(*inputs)` on tokens (N, H, W, C), worked out for some rows after others.
+
+    width: channels of what `function` holds on the way.
+    reach: how many rows up and down it looks; beyond the picture it must see zeros or nothing,
+        as a padded convolution does.
+    """
+    n, height, columns = inputs[0].shape[:3]
+    bytes_of_row = n * columns * width * inputs[0].element_size()
+    pieces = list(pieces_of(height, bytes_of_row))
+    if len(pieces) == 1:
+        return function(*inputs)
+    results = []
+    for first, last in pieces:
+        above, below = min(reach, first), min(reach, height - last)
+        part = function(*(x[:, first - above : last + below].contiguous() for x in inputs))
+        results.append(part[:, above : above + last - first])
+    return torch.cat(results, dim=1)
+
+
+def _limit() -> int:
+    return int(getattr(_local, "limit", DEFAULT_LIMIT))

@@ -1,0 +1,1 @@
+"""How fast the networks are: `python -m lib_latent_upscale.bench --help`."""

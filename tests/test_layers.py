@@ -1,0 +1,195 @@
+"""What the networks share: fused linear layers, windows, attention, half precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from lib_latent_upscale.architectures import from_state_dict
+from lib_latent_upscale.architectures.layers import linear as linear_module
+from lib_latent_upscale.architectures.layers.attention import (
+    channel_weights,
+    masked_bias,
+    window_attention,
+)
+from lib_latent_upscale.architectures.layers.chunks import by_rows, chunk_limit, pieces_of
+from lib_latent_upscale.architectures.layers.linear import Linear, linear
+from lib_latent_upscale.architectures.layers.tokens import DepthwiseConv2d
+from lib_latent_upscale.architectures.layers.windows import Grid, windows_of
+
+from . import published
+
+GRIDS = [
+    Grid((4, 4)),
+    Grid((4, 4), (2, 2)),
+    Grid((2, 8), (1, 4)),
+    Grid((8, 2), (4, 1), masked=False),
+]
+
+
+def relative_error(a: Tensor, b: Tensor) -> float:
+    return float((a.float() - b.float()).norm() / b.float().norm())
+
+
+@pytest.fixture(params=[True, False], ids=["fused", "general"])
+def _kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not request.param:
+        monkeypatch.setattr(linear_module, "_kernel_works", lambda dtype: False)
+
+
+@pytest.mark.usefixtures("_kernel")
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear(dtype: torch.dtype, error: float, bias: bool) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 5, 7, 18, dtype=dtype), torch.randn(30, 18, dtype=dtype)
+    b, residual = torch.randn(30, dtype=dtype) if bias else None, torch.randn(2, 5, 7, 30).to(dtype)
+    exact = F.linear(x.double(), weight.double(), None if b is None else b.double())
+    with torch.no_grad():
+        assert relative_error(linear(x, weight, b), exact) < error
+        assert relative_error(linear(x, weight, b, gelu=True), F.gelu(exact)) < error
+        assert relative_error(linear(x, weight, b, residual=residual), exact + residual) < error
+
+
+def test_parts_are_the_whole() -> None:
+    layer, x = Linear(6, 12), torch.randn(1, 4, 5, 6)
+    with torch.no_grad():
+        parts = layer.parts(x, 3, gelu=True)
+        assert all(part.is_contiguous() for part in parts)
+        torch.testing.assert_close(torch.cat(parts, dim=-1), layer(x, gelu=True))
+
+
+def test_linear_records_gradients() -> None:
+    layer, x = Linear(6, 4), torch.randn(3, 6, requires_grad=True)
+    layer(x, residual=torch.ones(3, 4)).sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, layer.weight.detach().sum(0).expand(3, 6))
+    layer.weight.requires_grad_(False)  # the bias alone
+    layer(torch.ones(3, 6)).sum().backward()
+    assert layer.bias.grad is not None and layer.bias.grad.tolist() == [6.0] * 4
+
+
+@pytest.mark.parametrize("grids", [GRIDS[:1], GRIDS[1:2], GRIDS[:2], GRIDS[2:]], ids=str)
+def test_cutting_and_joining(grids: list[Grid]) -> None:
+    x = torch.randn(2, 16, 24, 6)
+    windows = windows_of(x, *grids)
+    for limit in (1, 5000, 1 << 30):
+        with chunk_limit(limit):
+            cut = [piece.cut(x) for _, piece in windows.pieces(x)]
+        assert sum(map(len, cut)) == len(grids) * 2 * 16 * 24
+        assert torch.equal(windows.join(cut, like=x), x)
+    assert len(cut) == len(grids)  # what fits is one piece
+    assert windows_of(x + 1, *grids) is windows  # worked out once
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_window_attention(grid: Grid, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against attention of each token to all of the picture, the others masked."""
+    from lib_latent_upscale.architectures.layers import attention
+
+    monkeypatch.setattr(attention, "_SCORES_AT_ONCE", 1000)  # several rounds, one of them short
+    torch.manual_seed(0)
+    heads, dim, height, width = 3, 5, 16, 24
+    rows, columns = grid.window
+    length = rows * columns
+    q, k, v = torch.randn(3, 1, height, width, heads * dim).to(dtype)
+    bias = torch.randn(heads, length, length)
+
+    windows, attended = windows_of(v, grid), []
+    with chunk_limit(20_000):  # in several pieces
+        for _, piece in windows.pieces(v):
+            cut = [piece.cut(x) for x in (q, k, v)]
+            attended += window_attention(*cut, piece.groups, masked_bias(bias, grid).to(dtype))
+    result = windows.join(attended, like=v)
+
+    row = (torch.arange(height) - grid.shift[0]) % height
+    column = (torch.arange(width) - grid.shift[1]) % width
+    window = (row // rows * 1000)[:, None] + (column // columns)[None]
+    inside = ((row % rows) * columns)[:, None] + (column % columns)[None]
+    # Which of the picture's edges a token came round, if it came round one.
+    side = (torch.arange(height) < grid.shift[0])[:, None] * 2
+    side = side + (torch.arange(width) < grid.shift[1])[None]
+    window, inside, side = window.flatten(), inside.flatten(), side.flatten()
+    mask = bias[:, inside][:, :, inside]
+    mask = mask.masked_fill(window[:, None] != window[None], -torch.inf)
+    if grid.masked:
+        mask = mask + (side[:, None] != side[None]) * -100.0
+    q, k, v = (x.float().reshape(1, -1, heads, dim).transpose(1, 2) for x in (q, k, v))
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    expected = expected.transpose(1, 2).reshape(result.shape)
+    assert relative_error(result, expected) < (1e-5 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_channel_weights(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    q, k = 40 * torch.randn(2, 2, 30, 30, 12)  # sums of squares that float16 does not hold
+    temperature = torch.tensor([1.0, 2.0, 0.5]).view(3, 1, 1)
+    heads = [x.flatten(1, 2).unflatten(-1, (3, 4)).permute(0, 2, 3, 1) for x in (q, k)]
+    normed = [F.normalize(x, dim=-1) for x in heads]
+    expected = (normed[0] @ normed[1].transpose(-2, -1) * temperature).softmax(dim=-1)
+    result = channel_weights(q.to(dtype), k.to(dtype), temperature.to(dtype))
+    assert result.dtype == dtype
+    assert relative_error(result, expected) < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize(
+    "model", [m for m in published.MODELS if m not in ("city96_x1.25", "city96_x1.5")]
+)
+def test_bfloat16(model: str) -> None:
+    """Half precision is near enough to the published outputs."""
+    shape = min(published.outputs(model))
+    size = tuple(map(int, shape.split("x")[4:])) or None
+    weights = published.state_dict(model)
+    network = from_state_dict(weights, **published.told(model)).to(torch.bfloat16)
+    x = published.latent(model, shape).to(torch.bfloat16)
+    with torch.no_grad():
+        result = network(x, size=size)
+    assert result.dtype == torch.bfloat16
+    assert relative_error(result, published.outputs(model)[shape]) < 2e-2
+
+
+@pytest.mark.parametrize("model", ["DAT6x6", "SwinFIR4x6", "CRAFT7x6", "DRCT12x6"])
+def test_gradients_after_inference_mode(model: str) -> None:
+    """What is kept from a call in inference mode must serve one that records gradients."""
+    network = from_state_dict(published.small_state_dict(model)).requires_grad_(False)
+    x = torch.randn(1, 4, 16, 16)
+    with torch.inference_mode():
+        network(x)
+    x.requires_grad_()
+    network(x).sum().backward()
+    assert x.grad is not None and float(x.grad.abs().sum()) > 0
+
+
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 12),
+    batch=st.integers(1, 2),
+    limit=st.integers(0, 40_000),
+)
+@settings(max_examples=60, deadline=None)
+def test_rows_in_pieces_give_the_whole(height: int, width: int, batch: int, limit: int) -> None:
+    torch.manual_seed(0)
+    conv = DepthwiseConv2d(3).requires_grad_(False)
+    x, skip = torch.randn(2, batch, height, width, 3)
+
+    def function(x: Tensor, skip: Tensor) -> Tensor:
+        return conv(conv(x)) + skip
+
+    with chunk_limit(limit):
+        result = by_rows(function, x, skip, width=6, reach=2)
+    torch.testing.assert_close(result, function(x, skip))
+
+
+def test_pieces_cover_all_and_stay_within_the_limit() -> None:
+    with chunk_limit(100):
+        assert list(pieces_of(25, 10)) == [(0, 10), (10, 20), (20, 25)]
+        assert list(pieces_of(2, 1000)) == [(0, 1), (1, 2)]  # one thing is the least
+        with chunk_limit(10**9):
+            assert list(pieces_of(25, 10)) == [(0, 25)]
+        assert len(list(pieces_of(25, 10))) == 3
