@@ -6,8 +6,14 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from .misbehaving import MisbehavingServer, misbehaving_server
+
+# The same examples at every run, so that a change is judged by what it changes. With
+# HYPOTHESIS_PROFILE=default there are new ones each time: that is for finding.
+settings.register_profile("stable", derandomize=True, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "stable"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -597,4 +597,6 @@ def test_a_download_that_ends_well_is_the_file(
         except FetchError:
             assert not part.exists() or part.stat().st_size <= len(content)
         else:
-            assert part.read_bytes() == one_server.files[f"/{part.parent.name}"]
+            # One version whole, though not always the last: of a part that is complete nobody
+            # asks for more than that there is nothing to add.
+            assert part.read_bytes() in {content, *(one.becomes for one in manners)}
