@@ -70,7 +70,8 @@ class Engine:
         device = torch.device(device) if device is not None else latent.device
         if name in self._float32_only:
             dtype = torch.float32
-        ways = _ways(device, dtype, tiles=model.upscaler.network.scale is not None)
+        tiles = model.upscaler.network.scale is not None
+        ways = _ways(device, dtype, tiles)
         way = next(ways)
         while True:
             try:
@@ -82,7 +83,9 @@ class Engine:
             except NotFiniteError as error:
                 self._float32_only.add(name)
                 self._log(f"{error}; it runs in float32 from now on")
-                return self.upscale(model, latent, size, device=device, should_stop=should_stop)
+                ways = _ways(device, torch.float32, tiles)
+                way = next(ways)
+                continue
             except (RuntimeError, MemoryError) as error:
                 following = next(ways, None) if _is_out_of_memory(error) else None
                 if following is None:
