@@ -5,7 +5,7 @@ Only this package and `scripts/` import the WebUI's modules.
 
 from __future__ import annotations
 
-from . import dropdown, hires, settings
+from . import dropdown, hires, img2img, settings
 
 
 def install() -> None:
@@ -18,6 +18,7 @@ def install() -> None:
     # Not from on_ui_settings: with --nowebui that never comes, and the API could not set them.
     settings.add(hires.refresh)
     hires.install()
+    img2img.install()
     script_callbacks.on_after_component(dropdown.add_refresh_button(hires.refresh))
     script_callbacks.on_script_unloaded(uninstall)
 
@@ -25,3 +26,4 @@ def install() -> None:
 def uninstall() -> None:
     """Takes out what `install` put in."""
     hires.uninstall()
+    img2img.uninstall()

@@ -8,36 +8,27 @@ before the first pass, and `sample_hr_pass`, to hand it a latent that upscales i
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from ..cache import Model
-from ..catalog import Entry
-from ..inference import Interrupted
-from ..resample import resample
-from ..spaces import SPACES, LatentSpace
-from ..weights import files
-from . import host, models, settings
+from ..spaces import LatentSpace
+from . import host, job, models
 from .hooked import HookedLatent, unhook
 from .wrapping import unwrap, wrap
-
-NEURAL = "Latent (neural)"
-"""The entry that picks the default model of the checkpoint's latent space."""
 
 # What a caller gets that interpolates without meeting the hook, and what tells ours from others'.
 _OURS = "latent_upscale"
 _MODE = {"mode": "bicubic", "antialias": True, _OURS: True}
 
 _MODEL = "latent_upscale_model"  # the attribute of a job that holds its model
-_HASH = "Latent upscaler hash"  # of the file, in the infotext
 
 
 def labels() -> list[str]:
     """The names of our upscalers, in the order of the dropdown."""
-    return [NEURAL, *(entry.label for entry in models.entries())]
+    return [models.NEURAL, *(entry.label for entry in models.entries())]
 
 
 def install() -> None:
@@ -80,12 +71,7 @@ def _take_out() -> None:
 def _init(original: Any, p: Any, *args: Any, **kwargs: Any) -> Any:
     # X/Y/Z runs copies of one job, with the attributes and the one infotext of the run before.
     setattr(p, _MODEL, None)
-    for name in (
-        _HASH,
-        settings.PRECISION_INFOTEXT,
-        *map(settings.default_infotext, SPACES.values()),
-    ):
-        p.extra_generation_params.pop(name, None)
+    job.forget_infotext(p)
     if p.enable_hr and _is_new(p.hr_upscaler):
         refresh()
     result = original(p, *args, **kwargs)
@@ -95,39 +81,13 @@ def _init(original: Any, p: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _prepare(p: Any) -> Model:
-    """The model for a job, loaded, and its name for the infotext.
-
-    Raises `ValueError` or `WeightsError` for what cannot work, while nothing is lost yet.
-    """
-    entry = _choose(p.hr_upscaler, host.checkpoint_space(p.sd_model))
+    """The model for a job; raises as `job.prepare` does, and for a hires checkpoint that does not
+    fit, while nothing is lost yet."""
+    entry = job.choose(p.hr_upscaler, p.sd_model)
     hires_checkpoint = getattr(p, "hr_checkpoint_info", None)
     if hires_checkpoint is not None:
         _check_hires_space(entry.space, host.checkpoint_file_space(hires_checkpoint.filename))
-    model = models.load(entry)
-    if p.hr_upscaler == NEURAL:
-        p.extra_generation_params[settings.default_infotext(entry.space)] = entry.label
-    chosen = settings.precision()
-    if chosen is not None:
-        name = next(name for name, dtype in settings.PRECISIONS.items() if dtype == chosen)
-        p.extra_generation_params[settings.PRECISION_INFOTEXT] = name
-    p.extra_generation_params[_HASH] = files.short_hash(model.path)
-    return model
-
-
-def _choose(label: str, space: LatentSpace | None) -> Entry:
-    """The entry that a label means for a checkpoint of that latent space."""
-    if space is None:
-        raise ValueError(
-            f"{label}: this checkpoint's latents are of a kind that no latent upscaler here is "
-            "made for. Choose another hires upscaler."
-        )
-    entry = settings.default_entry(space) if label == NEURAL else models.by_label(label)
-    if entry is not None and entry.space is space:
-        return entry
-    fitting = [entry.label for entry in models.entries(space)]
-    advice = f"Choose one of these: {', '.join(fitting)}." if fitting else "There is none yet."
-    which = f"{label} is for {entry.space.label} latents, but" if entry else f"{label}:"
-    raise ValueError(f"{which} this checkpoint needs one for {space.label}. {advice}")
+    return job.prepare(p, p.hr_upscaler, entry)
 
 
 def _is_new(label: Any) -> bool:
@@ -153,25 +113,5 @@ def _sample_hr_pass(original: Any, p: Any, samples: Any, *args: Any, **kwargs: A
         return original(p, samples, *args, **kwargs)
     if getattr(p, "hr_checkpoint_info", None) is not None:  # loaded by now, if it could not be read
         _check_hires_space(model.upscaler.space, host.checkpoint_space(p.sd_model))
-    hooked = HookedLatent.of(samples, partial(_upscale, model))
+    hooked = HookedLatent.of(samples, partial(job.upscale, model))
     return unhook(original(p, hooked, *args, **kwargs))  # an interrupted job returns its argument
-
-
-def _upscale(model: Model, latent: Tensor, size: tuple[int, int]) -> Tensor:
-    """The latent (N, C, H, W) of the first pass as (N, C, *size), on its own device."""
-    started = time.perf_counter()
-    models.cache.policy, models.cache.budget = settings.policy(), settings.budget()
-    dtype = settings.precision() or host.precision(latent.device)
-    try:
-        result = models.engine.upscale(
-            model, latent, size, dtype=dtype, should_stop=host.interrupted
-        )
-    except Interrupted:
-        # The host goes on with any latent of the right size, and stops by itself.
-        return resample(latent, size).to(latent.dtype)
-    (height, width), seconds = latent.shape[-2:], time.perf_counter() - started
-    print(
-        f"Latent upscale: {model.upscaler.name}, {width}x{height} to {size[1]}x{size[0]} "
-        f"in {seconds:.2f} s on {latent.device}"
-    )
-    return result

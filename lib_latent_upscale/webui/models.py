@@ -19,6 +19,9 @@ from ..weights.errors import FetchError, MissingWeightsError
 from ..weights.fetching import Fetcher, Progress, Stopped, obtain
 from . import host, residence
 
+NEURAL = "Latent (neural)"
+"""The label that stands for the default model of the checkpoint's latent space."""
+
 cache = UpscalerCache(residence=residence.of_this_host())
 engine = Engine(
     cache, residence.free_all, lambda line: print(f"Latent upscale: {line}", flush=True)

@@ -13,12 +13,15 @@ from ..preferences import FETCH_KEY, FETCH_ON_USE_KEY, FOLDER_KEY, MIRROR_KEY, S
 from ..spaces import SPACES, LatentSpace
 from . import models
 
+IMG2IMG_KEY = "latent_upscale_img2img"
 PRECISION_KEY = "latent_upscale_precision"
 POLICY_KEY = "latent_upscale_cache_policy"
 BUDGET_KEY = "latent_upscale_gpu_budget"
 
+IMG2IMG_INFOTEXT = "Latent resize"
 PRECISION_INFOTEXT = "Latent upscaler precision"
 
+OFF = "None"
 AUTOMATIC = "automatic"
 PRECISIONS: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -60,6 +63,18 @@ def add(refresh: Callable[[], None]) -> None:
             refresh=refresh,
             infotext=default_infotext(space),
         )
+    _add(
+        IMG2IMG_KEY,
+        OFF,
+        'Network for img2img\'s "Just resize (latent upscale)"',
+        f"{OFF}: the WebUI's own interpolation",
+        component=gr.Dropdown,
+        component_args=lambda: {
+            "choices": [OFF, models.NEURAL, *(entry.label for entry in models.entries())]
+        },
+        refresh=refresh,
+        infotext=IMG2IMG_INFOTEXT,
+    )
     _add(
         PRECISION_KEY,
         AUTOMATIC,
@@ -132,6 +147,12 @@ def _add(key: str, default: Any, label: str, info: str, **how: Any) -> None:
 
 def _choices(space: LatentSpace) -> Callable[[], dict[str, Any]]:
     return lambda: {"choices": [entry.label for entry in models.entries(space)]}
+
+
+def img2img() -> str | None:
+    """The label of the model for img2img, or None to leave that to the host."""
+    value = _value(IMG2IMG_KEY)
+    return value if isinstance(value, str) and value not in ("", OFF) else None
 
 
 def precision() -> torch.dtype | None:

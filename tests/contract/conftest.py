@@ -35,6 +35,9 @@ class Host(Protocol):
 
     def interrupt(self) -> None: ...
 
+    def img2img(self, payload: dict[str, Any]) -> Job:
+        """An img2img job on some picture of 64x64."""
+
     def xyz(self, payload: dict[str, Any], upscalers: list[str]) -> Job:
         """The X/Y/Z script over hires upscalers; its first picture is the grid."""
 
@@ -57,6 +60,10 @@ class _DoubleHost:
         self.double.shared.state.interrupted = False  # as where a job begins in the hosts
         settings = {"sd_model_checkpoint": checkpoint, **payload.get("override_settings", {})}
         return self.double.txt2img({**payload, "override_settings": settings})
+
+    def img2img(self, payload: dict[str, Any]) -> Job:
+        latent = self.double.noise([1], 8, 8)
+        return self.double.img2img({"init_images": [latent], "override_settings": {}, **payload})
 
     def progress(self) -> tuple[float, str | None]:
         return self.double.progress()

@@ -152,8 +152,26 @@ class RealWebUI:
             "hr_additional_modules": ["Use same choices"],  # Forge fails without it
             "override_settings": {**settings, **payload.get("override_settings", {})},
         }
+        return self._run("txt2img", payload)
+
+    def img2img(self, payload: dict[str, Any]) -> Job:
+        """An img2img job by the API on a picture of 64x64."""
+        picture, encoded = Image.new("RGB", (64, 64), "teal"), io.BytesIO()
+        picture.paste("orange", (16, 16, 40, 48))
+        picture.save(encoded, "png")
+        settings = {"sd_model_checkpoint": self.checkpoint("sd15")}
+        return self._run(
+            "img2img",
+            {
+                **payload,
+                "init_images": [base64.b64encode(encoded.getvalue()).decode()],
+                "override_settings": {**settings, **payload.get("override_settings", {})},
+            },
+        )
+
+    def _run(self, route: str, payload: dict[str, Any]) -> Job:
         mark = self._log.stat().st_size
-        body = self._ask("txt2img", payload)
+        body = self._ask(route, payload)
         log = self._printed(mark)
         # A bar of sampling that got further than the 0 with which init draws the total.
         job = Job(log=log, first_pass=bool(re.search(r"\| *[1-9]\d*/\d+ \[", log)))

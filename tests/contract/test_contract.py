@@ -264,6 +264,19 @@ def test_a_missing_file_is_told_before_the_first_pass(host: Host) -> None:
     assert not job.first_pass
 
 
+def test_img2img_resizes_the_latent_by_the_network_of_the_settings(host: Host) -> None:
+    payload = {**JOB, "width": 128, "height": 96, "resize_mode": 3}
+    own = done(host.img2img(payload))
+    assert own.sizes == [(128, 96)] and not upscales(own)
+    settings = {"latent_upscale_img2img": NEURAL}
+    job = done(host.img2img({**payload, "override_settings": settings}))
+    assert upscales(job) == [("bundled-sd15", "8x8", "16x12")]
+    assert job.sizes == [(128, 96)] and job.pictures != own.pictures
+    assert f"Latent resize: {NEURAL}" in job.infotexts[0]
+    assert hashes(job.infotexts[0]) == short_hash(files.find(BUNDLED))
+    assert done(host.img2img(payload)).pictures == own.pictures
+
+
 def test_half_precision_by_a_setting(host: Host) -> None:
     exact = done(host.txt2img({**HIRES, "hr_upscaler": NEURAL}))
     settings = {"latent_upscale_precision": "bfloat16"}

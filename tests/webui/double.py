@@ -217,6 +217,36 @@ class _Txt2Img:
         return Decoded(result)
 
 
+class _Img2Img:
+    """An img2img job, as far as its latent is resized. `init_images` are latents here."""
+
+    host: Double
+
+    prompt, seed, steps, width, height = "", 1, 20, 512, 512
+    batch_size, n_iter, resize_mode, denoising_strength = 1, 1, 0, 0.75
+    init_latent: Any = None
+
+    def __init__(self, **payload: Any) -> None:
+        self.override_settings: dict[str, Any] = {}
+        self.extra_generation_params: dict[str, Any] = {}
+        vars(self).update(payload)
+
+    sd_model = _Txt2Img.sd_model
+
+    def init(self, all_prompts: Any, all_seeds: Any, all_subseeds: Any) -> None:
+        self.init_latent = self.init_images[0]  # type: ignore[attr-defined]
+        self.host.previewed = self.init_latent + 0  # as a preview would see it
+        if self.resize_mode == 3:
+            size = (self.height // 8, self.width // 8)
+            self.init_latent = torch.nn.functional.interpolate(
+                self.init_latent, size=size, mode="bilinear"
+            )
+
+    def sample(self, seeds: list[int]) -> Any:
+        noise = self.host.noise(seeds, *self.init_latent.shape[-2:])
+        return Decoded(self.init_latent + noise * self.denoising_strength)
+
+
 class Double:
     """A running WebUI with the extension in it, until `close`.
 
@@ -288,8 +318,12 @@ class Double:
             cmd_opts=SimpleNamespace(nowebui=self.nowebui, api_auth=None),
             sd_model=None,
         )
+        own = {"init": _Img2Img.init, "host": self}
+        self.img2img_class = type("StableDiffusionProcessingImg2Img", (_Img2Img,), own)
         self.processing = self._module(
-            "modules.processing", StableDiffusionProcessingTxt2Img=job_class
+            "modules.processing",
+            StableDiffusionProcessingTxt2Img=job_class,
+            StableDiffusionProcessingImg2Img=self.img2img_class,
         )
         device = torch.device("cpu")
         self._module(
@@ -434,6 +468,9 @@ class Double:
             given = payload.get("override_settings", {})
             payload = {**pasted, **payload, "override_settings": {**settings, **given}}
         return self.run(self.job_class(**payload))
+
+    def img2img(self, payload: dict[str, Any]) -> Job:
+        return self.run(self.img2img_class(**payload))
 
     def run(self, p: Any) -> Job:
         """Runs a job that was made before; the X/Y/Z script does so with copies of one."""

@@ -94,13 +94,20 @@ def test_settings_of_the_extension(a1111: Double) -> None:
     for _ in range(2):
         opts = a1111.shared.opts
         ours = [key for key in opts.data_labels if key.startswith("latent_upscale_")]
-        shape = ["default_sd15", "default_sdxl", "precision", "cache_policy", "gpu_budget"]
+        shape = [
+            "default_sd15",
+            "default_sdxl",
+            "img2img",
+            "precision",
+            "cache_policy",
+            "gpu_budget",
+        ]
         shape = [f"latent_upscale_{name}" for name in shape]
         fetching = [f"latent_upscale_{name}" for name in ("fetch", "fetch_on_use")]
         fetching += [f"latent_upscale_{name}" for name in ("model_folder", "mirror")]
         assert ours == [*shape, *fetching]
         # Where files come from and go to is not for a request by the API.
-        assert [opts.data_labels[key].restrict_api for key in ours] == [False] * 5 + [True] * 4
+        assert [opts.data_labels[key].restrict_api for key in ours] == [False] * 6 + [True] * 4
         info = opts.data_labels["latent_upscale_default_sd15"]
         assert info.default == BUNDLED.label == opts.latent_upscale_default_sd15
         choices = info.component_args()["choices"]
@@ -128,13 +135,13 @@ def test_after_an_update_the_new_code_runs(tmp_path: Path) -> None:
     for name in ("lib_latent_upscale", "scripts", "models"):
         ignored = shutil.ignore_patterns("__pycache__", "*.pth", "*.pt")
         shutil.copytree(EXTENSION / name, extension / name, ignore=ignored)
-    hires = extension / "lib_latent_upscale/webui/hires.py"
-    code = hires.read_text(encoding="utf-8")
+    file = extension / "lib_latent_upscale/webui/job.py"
+    code = file.read_text(encoding="utf-8")
     assert 'f"Latent upscale: ' in code
     with Double(extension) as webui:
         assert runs(done(webui.txt2img(HIRES)))
         changed = code.replace('f"Latent upscale: ', 'f"Latent upscale, updated: ')
-        hires.write_text(changed, encoding="utf-8")
+        file.write_text(changed, encoding="utf-8")
         assert runs(done(webui.txt2img(HIRES)))
         webui.reload_ui()
         assert "Latent upscale, updated: " in done(webui.txt2img(HIRES)).log

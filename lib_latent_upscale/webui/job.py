@@ -1,0 +1,81 @@
+"""What every job with a network has: the model for it, its infotext, and the upscaling itself."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from torch import Tensor
+
+from ..cache import Model
+from ..catalog import Entry
+from ..inference import Interrupted
+from ..resample import resample
+from ..spaces import SPACES
+from ..weights import files
+from . import host, models, settings
+
+_HASH = "Latent upscaler hash"  # of the file, in the infotext
+
+
+def choose(label: str, checkpoint: Any) -> Entry:
+    """The model that a label means for a loaded checkpoint; raises `ValueError` if it fits none."""
+    space = host.checkpoint_space(checkpoint)
+    if space is None:
+        raise ValueError(
+            f"{label}: this checkpoint's latents are of a kind that no latent upscaler here is "
+            "made for. Choose another upscaler."
+        )
+    entry = settings.default_entry(space) if label == models.NEURAL else models.by_label(label)
+    if entry is not None and entry.space is space:
+        return entry
+    fitting = [entry.label for entry in models.entries(space)]
+    advice = f"Choose one of these: {', '.join(fitting)}." if fitting else "There is none yet."
+    which = f"{label} is for {entry.space.label} latents, but" if entry else f"{label}:"
+    raise ValueError(f"{which} this checkpoint needs one for {space.label}. {advice}")
+
+
+def prepare(p: Any, label: str, entry: Entry) -> Model:
+    """The entry's model, loaded, with what tells of it in the job's infotext.
+
+    Raises `WeightsError` if it cannot be had.
+    """
+    model = models.load(entry)
+    if label == models.NEURAL:
+        p.extra_generation_params[settings.default_infotext(entry.space)] = entry.label
+    chosen = settings.precision()
+    if chosen is not None:
+        name = next(name for name, dtype in settings.PRECISIONS.items() if dtype == chosen)
+        p.extra_generation_params[settings.PRECISION_INFOTEXT] = name
+    p.extra_generation_params[_HASH] = files.short_hash(model.path)
+    return model
+
+
+def forget_infotext(p: Any) -> None:
+    """Takes out what `prepare` put in: X/Y/Z runs copies of one job, which share it."""
+    for name in (
+        _HASH,
+        settings.PRECISION_INFOTEXT,
+        *map(settings.default_infotext, SPACES.values()),
+    ):
+        p.extra_generation_params.pop(name, None)
+
+
+def upscale(model: Model, latent: Tensor, size: tuple[int, int]) -> Tensor:
+    """The latent (N, C, H, W) as (N, C, *size), on its own device."""
+    started = time.perf_counter()
+    models.cache.policy, models.cache.budget = settings.policy(), settings.budget()
+    dtype = settings.precision() or host.precision(latent.device)
+    try:
+        result = models.engine.upscale(
+            model, latent, size, dtype=dtype, should_stop=host.interrupted
+        )
+    except Interrupted:
+        # The host goes on with any latent of the right size, and stops by itself.
+        return resample(latent, size).to(latent.dtype)
+    (height, width), seconds = latent.shape[-2:], time.perf_counter() - started
+    print(
+        f"Latent upscale: {model.upscaler.name}, {width}x{height} to {size[1]}x{size[0]} "
+        f"in {seconds:.2f} s on {latent.device}"
+    )
+    return result
