@@ -47,7 +47,7 @@ class Engine:
     ) -> None:
         self.cache, self._free, self._log = cache, free, log
         self._float32_only: set[str] = set()
-        """Names of models that overflowed in half precision."""
+        """Names of models that overflowed in half precision, or have no kernels for it here."""
 
     def upscale(
         self,
@@ -62,9 +62,10 @@ class Engine:
         """As `LatentUpscaler.__call__`, on `device` (the latent's) in `dtype`, or as near to that
         as can be.
 
-        A model that overflows in half precision runs in float32, from then on always. Where
-        memory runs out, all else leaves the device and it is tried once more, in smaller pieces;
-        then in tiles; then on the CPU. Raises what the last way raises.
+        A model that overflows in half precision, or for which the device has no kernels in it,
+        runs in float32, from then on always. Where memory runs out, all else leaves the device
+        and it is tried once more, in smaller pieces; then in tiles; then on the CPU. Raises what
+        the last way raises.
         """
         name = model.upscaler.name
         device = torch.device(device) if device is not None else latent.device
@@ -80,13 +81,13 @@ class Engine:
                     chunk_limit(way.limit),
                 ):
                     return upscaler(latent, size, should_stop, tile=way.tile)
-            except NotFiniteError as error:
-                self._float32_only.add(name)
-                self._log(f"{error}; it runs in float32 from now on")
-                ways = _ways(device, torch.float32, tiles)
-                way = next(ways)
-                continue
-            except (RuntimeError, MemoryError) as error:
+            except (NotFiniteError, RuntimeError, MemoryError) as error:
+                if isinstance(error, NotFiniteError) or _is_unknown(error, way.dtype):
+                    self._float32_only.add(name)
+                    self._log(f"{error}; {name} runs in float32 from now on")
+                    ways = _ways(device, torch.float32, tiles)
+                    way = next(ways)
+                    continue
                 following = next(ways, None) if _is_out_of_memory(error) else None
                 if following is None:
                     raise
@@ -112,6 +113,11 @@ def _ways(device: torch.device, dtype: torch.dtype, tiles: bool) -> Iterator[_Wa
         )
     if device.type != "cpu":
         yield _Way(torch.device("cpu"), torch.float32, "on the CPU, which takes its time")
+
+
+def _is_unknown(error: BaseException, dtype: torch.dtype) -> bool:
+    """Whether the device cannot compute in this precision, as CPUs in float16 before torch 2.2."""
+    return dtype != torch.float32 and "not implemented for" in str(error)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

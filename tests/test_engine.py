@@ -84,7 +84,7 @@ def test_out_of_memory_frees_and_tries_again(bench: Bench) -> None:
 
 
 def test_out_of_memory_leaves_the_device_of_other_copies(bench: Bench) -> None:
-    bench.upscale(dtype=torch.float16)
+    bench.upscale(dtype=torch.bfloat16)
     assert bench.model.copies
     bench.before_each_pass(out_of_memory(1))
     bench.upscale()
@@ -154,6 +154,21 @@ def test_an_overflow_is_run_in_float32_and_remembered(bench: Bench) -> None:
     assert passes == [torch.float16, torch.float32, torch.float32]
     (line,) = bench.log
     assert "overflows in torch.float16" in line and "float32 from now on" in line
+
+
+def test_a_precision_without_kernels_is_run_in_float32_and_remembered(bench: Bench) -> None:
+    passes: list[torch.dtype] = []
+
+    def act(x: Tensor) -> None:
+        passes.append(x.dtype)
+        if x.dtype == torch.float16:
+            raise RuntimeError("\"slow_conv2d_cpu\" not implemented for 'Half'")
+
+    bench.before_each_pass(act)
+    for _ in range(2):
+        assert torch.equal(bench.upscale(dtype=torch.float16), bench.exact)
+    assert passes == [torch.float16, torch.float32, torch.float32]
+    assert len(bench.log) == 1 and "float32 from now on" in bench.log[0]
 
 
 def test_nan_that_came_in_is_no_overflow(bench: Bench) -> None:

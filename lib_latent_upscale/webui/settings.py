@@ -108,7 +108,7 @@ def add(refresh: Callable[[], None]) -> None:
         FETCH_KEY,
         own.fetch,
         "Models to download when the WebUI starts",
-        "recommended: SwinFIR for SD1.5 and for SDXL, 29 MB each; all: 2 GB",
+        "recommended: SwinFIR for SD1.5 and for SDXL, 29 MB each; all: 1.7 GB",
         component=gr.Radio,
         component_args={"choices": list(SETS)},
         restrict_api=True,
