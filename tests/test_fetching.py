@@ -340,13 +340,15 @@ def test_a_model_that_ships_is_not_fetched(fetcher: Fetcher, folder: Path) -> No
 # Where from
 
 
-def test_the_second_address_is_tried(server: MisbehavingServer, fetcher: Fetcher) -> None:
+def test_the_second_address_is_tried(
+    server: MisbehavingServer, fetcher: Fetcher, folder: Path
+) -> None:
     old = server.serve("/old.pth", PICKLE)
     entry = pickle_entry(server.base + "/gone.pth", fallback_url=old)
     path = fetcher.fetch(entry)
     check_kept(path)
     assert path.name == entry.file.kept_name
-    assert reading.read(path).metadata["source_url"] == old
+    assert recorded(folder)["tiny"]["url"] == old
 
 
 def test_the_second_address_is_tried_when_the_first_has_another_file(
@@ -579,7 +581,7 @@ def test_what_cannot_be_converted_for_now_need_not_be_loaded_again(
 
     entry = pickle_entry(server.serve("/tiny.pth", PICKLE))
     with monkeypatch.context() as patch:
-        patch.setattr(converting, "save_file", fails)
+        patch.setattr(converting, "save", fails)
         with pytest.raises(FetchError, match="disk full"):
             fetcher.fetch(entry)
     assert arrived(entry, folder) == len(PICKLE)
@@ -590,21 +592,31 @@ def test_what_cannot_be_converted_for_now_need_not_be_loaded_again(
 def test_what_a_killed_conversion_left_is_cleared_away(
     server: MisbehavingServer, fetcher: Fetcher, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """safetensors writes to a file of its own making, as large as the model, and renames it."""
-
-    def dies(_: object, target: Path, *more: object) -> None:
-        (target.parent / ".tmpAbC").write_bytes(b"half of it")
+    def dies(_: object) -> None:
         raise KeyboardInterrupt
 
     entry = pickle_entry(server.serve("/tiny.pth", PICKLE))
     with monkeypatch.context() as patch:
-        patch.setattr(converting, "save_file", dies)
+        patch.setattr(os, "fsync", dies)
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # as nobody does when killed
         with pytest.raises(KeyboardInterrupt):
             fetcher.fetch(entry)
-    assert list((folder / ".fetching").rglob(".tmp*"))
+    assert list((folder / ".fetching").rglob("*.safetensors"))
     check_kept(fetcher.fetch(entry))
     assert under_way(folder) == []
+
+
+def test_what_is_kept_is_the_same_wherever_it_came_from(
+    server: MisbehavingServer, fetcher: Fetcher
+) -> None:
+    """Its hash is written into pictures."""
+    server.serve("/mirror/tiny.pth", PICKLE)
+    entry = pickle_entry(server.serve("/tiny.pth", PICKLE))
+    path = fetcher.fetch(entry)
+    kept = {path.read_bytes()}
+    for mirror in ("", server.base + "/mirror", "", server.base + "/mirror"):
+        kept.add(replace(fetcher, mirror=mirror).fetch(entry, again=True).read_bytes())
+    assert len(kept) == 1
 
 
 def test_a_file_is_let_go_of_before_it_is_replaced(
@@ -941,7 +953,7 @@ def test_a_pickle_on_a_full_disk_stays(
     def fails(*_: object) -> None:
         raise SafetensorError("disk full")
 
-    monkeypatch.setattr(converting, "save_file", fails)
+    monkeypatch.setattr(converting, "save", fails)
     path = placed(folder, PICKLE)
     assert obtain(pickle_entry("http://127.0.0.1:1/tiny.pth"), [folder], fetcher) == path
     assert loadable(folder) == ["tiny.pth"]

@@ -225,7 +225,7 @@ def test_a_converted_published_file_under_another_name_is_known(tmp_path: Path) 
     source, path = tmp_path / "source.pt", tmp_path / "models" / "renamed.safetensors"
     path.parent.mkdir()
     torch.save(published.state_dict("ttl"), source)
-    converting.convert(entry, source, path, "https://example.org", "0" * 64)
+    converting.convert(entry, source, path, "0" * 64)
     found = the_entry(path.parent)
     assert (found.space, found.input_scale) == (entry.space, entry.input_scale)
     assert (found.licence, found.id) == (entry.licence, "renamed.safetensors")

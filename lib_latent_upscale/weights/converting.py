@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from ..architectures.network import is_derived
 from ..catalog import Entry
 from . import checking, files, reading
 
 
-def convert(entry: Entry, source: Path, target: Path, url: str, source_sha256: str) -> None:
+def convert(entry: Entry, source: Path, target: Path, source_sha256: str) -> None:
     """Writes the weights of a published file to `target`, on the disk when it returns.
 
     A .safetensors file stays what it is, byte for byte, so that its published hash stays true.
+    What is converted is the same, byte for byte, wherever it came from: pictures name its hash.
     Raises `WeightsError` if the file does not hold the entry's weights.
     """
     content = reading.read(source)
@@ -32,10 +34,18 @@ def convert(entry: Entry, source: Path, target: Path, url: str, source_sha256: s
         metadata = {
             "format": "pt",
             "id": entry.id,
-            "source_url": url,
+            "source_url": str(entry.file.url),
             "source_sha256": source_sha256,
             "licence": entry.licence,
         }
-        save_file(kept, target, metadata)
+        target.write_bytes(_in_one_order(save(kept, metadata)))
     with target.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def _in_one_order(content: bytes) -> bytes:
+    """A safetensors file with its header sorted: the library writes the metadata in any order."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":"))
+    header += " " * (-len(header) % 8)  # numbers begin at a multiple of eight
+    return len(header).to_bytes(8, "little") + header.encode() + content[8 + length :]

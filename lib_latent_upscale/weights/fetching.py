@@ -153,7 +153,7 @@ class Fetcher:
         ready = bench / kept.name
         try:
             bench.mkdir(exist_ok=True)
-            converting.convert(entry, source, ready, url, source_sha256)
+            converting.convert(entry, source, ready, source_sha256)
             sha256 = files.sha256(ready)
             record = ledger.Record(url, source_sha256, kept.name, sha256)
             self._make_way(kept)
