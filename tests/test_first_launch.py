@@ -53,6 +53,12 @@ def swinfir() -> bytes:
     return file.getvalue()
 
 
+def serve(server: MisbehavingServer, *manners: Manner) -> None:
+    """Makes the server a mirror that has both, each answered in these manners."""
+    for file in FILES:
+        server.serve(f"/{file.name}", swinfir(), *manners)
+
+
 # In a process of its own, in a copy of the extension
 
 
@@ -155,8 +161,7 @@ def test_a_launch_with_nothing_to_do_loads_nothing_heavy(webui: WebUI) -> None:
 
 
 def test_the_recommended_models_are_fetched(webui: WebUI, server: MisbehavingServer) -> None:
-    for file in FILES:
-        server.serve(f"/{file.name}", swinfir())
+    serve(server)
     launch = webui.launch(LATENT_UPSCALE_MIRROR=server.base)
     assert launch.status == 0
     assert launch.out.splitlines() == [
@@ -253,8 +258,7 @@ def test_a_server_that_stalls_is_given_up_soon(
         return Patience(connect=0.5, stall=0.5, attempts=1)
 
     monkeypatch.setattr(transfer, "Patience", shorter)
-    for file in FILES:
-        server.serve(f"/{file.name}", swinfir(), Manner(stall=0))
+    serve(server, Manner(stall=0))
     monkeypatch.setenv("LATENT_UPSCALE_MIRROR", server.base)
     began = time.perf_counter()
     launch(tmp_path)
@@ -274,8 +278,7 @@ def test_a_slow_download_ends_in_time_and_goes_on_at_the_next_launch(
     server: MisbehavingServer,
 ) -> None:
     monkeypatch.setitem(first_launch._SECONDS, "recommended", 1.0)  # type: ignore[misc]
-    for file in FILES:
-        server.serve(f"/{file.name}", swinfir(), Manner(stall=1_000_000), Manner())
+    serve(server, Manner(stall=1_000_000), Manner())
     monkeypatch.setenv("LATENT_UPSCALE_MIRROR", server.base)
     began = time.perf_counter()
     launch(tmp_path)

@@ -43,10 +43,9 @@ def prepare(p: Any, label: str, entry: Entry) -> Model:
     model = models.load(entry)
     if label == models.NEURAL:
         p.extra_generation_params[settings.default_infotext(entry.space)] = entry.label
-    chosen = settings.precision()
-    if chosen is not None:
-        name = next(name for name, dtype in settings.PRECISIONS.items() if dtype == chosen)
-        p.extra_generation_params[settings.PRECISION_INFOTEXT] = name
+    precision = settings.precision()
+    if precision is not None:
+        p.extra_generation_params[settings.PRECISION_INFOTEXT] = precision
     p.extra_generation_params[_HASH] = files.short_hash(model.path)
     return model
 
@@ -65,7 +64,8 @@ def upscale(model: Model, latent: Tensor, size: tuple[int, int]) -> Tensor:
     """The latent (N, C, H, W) as (N, C, *size), on its own device."""
     started = time.perf_counter()
     models.cache.policy, models.cache.budget = settings.policy(), settings.budget()
-    dtype = settings.precision() or host.precision(latent.device)
+    chosen = settings.precision()
+    dtype = settings.PRECISIONS[chosen] if chosen else host.precision(latent.device)
     try:
         result = models.engine.upscale(
             model, latent, size, dtype=dtype, should_stop=host.interrupted

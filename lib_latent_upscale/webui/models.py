@@ -63,7 +63,11 @@ def wanted() -> Preferences:
 
 def folders() -> tuple[Path, ...]:
     """The folders of models, the one for downloads first."""
-    return files.model_folders(wanted().folder or None)
+    return _folders(wanted())
+
+
+def _folders(preferred: Preferences) -> tuple[Path, ...]:
+    return files.model_folders(preferred.folder or None)
 
 
 def load(entry: Entry) -> Model:
@@ -77,7 +81,8 @@ def forget() -> None:
 
 
 def _file(entry: Entry) -> Path:
-    where, preferred = folders(), wanted()
+    preferred = wanted()
+    where = _folders(preferred)
     with _shown(f"Latent upscale: fetching {entry.id}") as progress:
         fetcher = Fetcher(
             where[0],

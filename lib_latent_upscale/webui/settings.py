@@ -155,9 +155,11 @@ def img2img() -> str | None:
     return value if isinstance(value, str) and value not in ("", OFF) else None
 
 
-def precision() -> torch.dtype | None:
-    """What the user wants networks to run in; None for the automatic choice."""
-    return PRECISIONS.get(_value(PRECISION_KEY))
+def precision() -> str | None:
+    """The key of `PRECISIONS` that the user wants networks to run in; None for the automatic
+    choice."""
+    value = _value(PRECISION_KEY)
+    return value if value in PRECISIONS else None
 
 
 def policy() -> Policy:

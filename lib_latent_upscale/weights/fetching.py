@@ -161,7 +161,7 @@ class Fetcher:
             with FileLock(str(self._under_way / f"{ledger.FILE_NAME}.lock")):
                 _replace(ready, kept)
                 ledger.write(self.folder, entry.id, record)
-        except SafetensorError as error:  # what it says of a disk that is full
+        except SafetensorError as error:  # its own way to say that something cannot be written
             raise OSError(str(error)) from error
         finally:
             shutil.rmtree(bench, ignore_errors=True)
