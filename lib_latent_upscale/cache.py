@@ -189,15 +189,26 @@ class UpscalerCache:
 
     def statistics(self) -> Statistics:
         """What is there and how it came there."""
+        loaded, held = self.loaded(), Counter[str]()
+        for places in loaded.values():
+            held.update(places)
         with self._lock:
-            models, counts = list(self._models.values()), Counter(self._counts)
-        held: Counter[str] = Counter()
+            counts = Counter(self._counts)
+        return Statistics(
+            counts["hits"], counts["loads"], counts["copies"], dict(held), tuple(loaded)
+        )
+
+    def loaded(self) -> dict[Path, dict[str, int]]:
+        """The files whose models are loaded, each with the bytes of its weights by device."""
+        with self._lock:
+            models = list(self._models.values())
+        found: dict[Path, Counter[str]] = {}
         for model in models:
-            held["cpu"] += size(model.upscaler.network)
+            places = found.setdefault(model.path, Counter())
+            places["cpu"] += size(model.upscaler.network)
             for copy in list(model.copies.values()):
-                held[str(copy.device)] += size(copy.network)
-        paths = tuple(model.path for model in models)
-        return Statistics(counts["hits"], counts["loads"], counts["copies"], dict(held), paths)
+                places[str(copy.device)] += size(copy.network)
+        return {path: dict(places) for path, places in found.items()}
 
     # Under `Policy.KEEP`: who has to go.
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from . import preferences
 from .catalog import CATALOG, Entry
 from .console import bar
-from .weights import checking, files, hand_placed, ledger, reading
+from .shelf import Shelf
+from .weights import files, hand_placed
 from .weights.errors import MissingWeightsError, WeightsError
-from .weights.fetching import Fetcher, arrived
+from .weights.fetching import Fetcher
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -70,18 +71,16 @@ def _list(options: argparse.Namespace) -> None:
     rows: list[tuple[str, ...]] = [
         ("id", "label", "space", "factor", "MB", "licence", "here", "sha256")
     ]
-    for entry in (*CATALOG.values(), *placed.entries):
-        size, state, digest = entry.file.size, "no", ""
-        try:
-            path = files.find(entry, folders)
-            size, state, digest = path.stat().st_size, path.name, files.short_hash(path)
-        except MissingWeightsError:
-            if there := arrived(entry, folders[0]):
-                state = f"{there / 1e6:.0f} MB of it"
-        except WeightsError:
+    for item in Shelf(folders, placed.entries).items():
+        entry, state, digest = item.entry, "no", ""
+        if item.path is not None:
+            state, digest = item.path.name, files.short_hash(item.path)
+        elif item.problem is not None and entry.file.url is not None:
             state = "refused: verify says why"
+        elif item.arrived:
+            state = f"{item.arrived / 1e6:.0f} MB of it"
         factor = f"{entry.factor:g}" if entry.factor else "1 to 2"
-        about = (entry.space.label, factor, f"{size / 1e6:.0f}", entry.licence, state, digest)
+        about = (entry.space.label, factor, f"{item.size / 1e6:.0f}", entry.licence, state, digest)
         rows.append((entry.id, entry.label, *about))
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
@@ -116,17 +115,16 @@ def _chosen(ids: list[str]) -> Iterator[Entry]:
 def _verify(options: argparse.Namespace) -> None:
     folders = _folders(options.folder)
     placed = hand_placed.scan(folders)
-    known = {entry.id: entry for entry in (*CATALOG.values(), *placed.entries)}
-    unknown = [id for id in options.ids if id not in known]
-    if unknown:
-        raise WeightsError(f"{unknown[0]}: no such model; there are {', '.join(known)}")
+    shelf = Shelf(folders, placed.entries)
+    for id in options.ids:
+        shelf.entry(id)  # to know of a wrong one before any work
     failures = [] if options.ids else list(placed.problems)
-    for entry in known.values():
+    for entry in shelf.entries:
         if options.ids and entry.id not in options.ids:
             continue
         try:
-            path = files.find(entry, folders)
-            print(f"{entry.id}: {path.name}, {_checked(entry, path)}")
+            verified = shelf.verify(entry.id)
+            print(f"{entry.id}: {verified.path.name}, {verified}")
         except MissingWeightsError as error:
             if options.ids or entry.file.url is None:
                 failures.append(str(error))
@@ -136,23 +134,3 @@ def _verify(options: argparse.Namespace) -> None:
             failures.append(reason + (f'. Get it anew: "{again}"' if entry.file.url else ""))
     if failures:
         raise WeightsError("\n".join(failures))
-
-
-def _checked(entry: Entry, path: Path) -> str:
-    """What could be checked of a file; raises `WeightsError` for one that is not what it was."""
-    expected, whose = _expected_hash(entry, path)
-    sha256 = files.sha256(path)
-    if expected is not None and sha256 != expected:
-        raise WeightsError(f"{path}: its sha256 is {sha256}, not {expected}, {whose}")
-    checking.check_tensors(entry, reading.read(path).tensors)
-    return f"sha256 {sha256}, {whose}" if expected else f"sha256 {sha256}; none is known to compare"
-
-
-def _expected_hash(entry: Entry, path: Path) -> tuple[str | None, str]:
-    """The hash that the file must have, and where it is from; None if nothing tells."""
-    if entry.file.sha256 is not None and path.name == entry.file.name:
-        return entry.file.sha256, "as published"
-    record = ledger.read(path.parent).get(entry.id)
-    if record is not None and record.name == path.name:
-        return record.sha256, "as when it was fetched"
-    return None, ""

@@ -97,6 +97,25 @@ class Fetcher:
                 source.unlink()
             return kept
 
+    def remove(self, entry: Entry) -> list[Path]:
+        """Deletes the entry's files in `folder`, and what has arrived of a broken download.
+
+        A link is deleted, and what it leads to stays. The hash of the first download stays
+        known. Returns what was deleted. Raises `FetchError` for a model that ships with the
+        extension, and if the folder's disk has something against it.
+        """
+        if entry.file.url is None:
+            raise FetchError(f"{entry.id} was not downloaded, so it cannot be fetched again")
+        with self._alone(entry):
+            part = self._under_way / entry.file.name
+            discard(part)
+            files_there = [self.folder / name for name in entry.file.local_names]
+            found = [path for path in files_there if os.path.lexists(path) and not path.is_dir()]
+            for path in found:
+                self._make_way(path)
+                path.unlink()
+            return found
+
     def _addresses(self, entry: Entry) -> Sequence[str]:
         file = entry.file
         published = [url for url in (file.url, file.fallback_url) if url]
