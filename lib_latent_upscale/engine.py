@@ -88,7 +88,7 @@ class Engine:
                     ways = _ways(device, torch.float32, tiles)
                     way = next(ways)
                     continue
-                following = next(ways, None) if _is_out_of_memory(error) else None
+                following = next(ways, None) if is_out_of_memory(error) else None
                 if following is None:
                     raise
                 self._log(f"{name} ran out of memory on {way.device}; once more {following.words}")
@@ -120,7 +120,8 @@ def _is_unknown(error: BaseException, dtype: torch.dtype) -> bool:
     return dtype != torch.float32 and "not implemented for" in str(error)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is how a device says that its memory ran out."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     text = str(error).lower()  # of CPU, MPS and DirectML, which have no class of their own for it

@@ -61,18 +61,21 @@ def forget_infotext(p: Any) -> None:
 
 
 def upscale(model: Model, latent: Tensor, size: tuple[int, int]) -> Tensor:
-    """The latent (N, C, H, W) as (N, C, *size), on its own device."""
+    """The latent (N, C, H, W) as (N, C, *size), on its own device; of an interrupted job some
+    latent of that size, with which the host goes on until it stops by itself."""
+    try:
+        return run(model, latent, size)
+    except Interrupted:
+        return resample(latent, size).to(latent.dtype)
+
+
+def run(model: Model, latent: Tensor, size: tuple[int, int]) -> Tensor:
+    """As `upscale`, but raises `Interrupted`."""
     started = time.perf_counter()
     models.cache.policy, models.cache.budget = settings.policy(), settings.budget()
     chosen = settings.precision()
     dtype = settings.PRECISIONS[chosen] if chosen else host.precision(latent.device)
-    try:
-        result = models.engine.upscale(
-            model, latent, size, dtype=dtype, should_stop=host.interrupted
-        )
-    except Interrupted:
-        # The host goes on with any latent of the right size, and stops by itself.
-        return resample(latent, size).to(latent.dtype)
+    result = models.engine.upscale(model, latent, size, dtype=dtype, should_stop=host.interrupted)
     (height, width), seconds = latent.shape[-2:], time.perf_counter() - started
     print(
         f"Latent upscale: {model.upscaler.name}, {width}x{height} to {size[1]}x{size[0]} "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from .. import preferences
@@ -13,6 +14,7 @@ from ..catalog import CATALOG, Entry
 from ..console import bar
 from ..engine import Engine
 from ..preferences import Preferences
+from ..shelf import Shelf
 from ..spaces import LatentSpace
 from ..weights import files, hand_placed
 from ..weights.errors import FetchError, MissingWeightsError
@@ -75,21 +77,28 @@ def load(entry: Entry) -> Model:
     return cache.get(_file(entry))
 
 
+def shelf() -> Shelf:
+    """All models with their files, as the settings are now."""
+    preferred = wanted()
+    where = _folders(preferred)
+    return Shelf(where, _hand_placed, _fetcher(where[0], preferred), cache)
+
+
 def forget() -> None:
     """Lets go of all loaded models."""
     cache.clear()
+
+
+def _fetcher(folder: Path, preferred: Preferences) -> Fetcher:
+    return Fetcher(folder, preferred.mirror, release=cache.release)
 
 
 def _file(entry: Entry) -> Path:
     preferred = wanted()
     where = _folders(preferred)
     with _shown(f"Latent upscale: fetching {entry.id}") as progress:
-        fetcher = Fetcher(
-            where[0],
-            preferred.mirror,
-            progress=progress,
-            should_stop=host.interrupted,
-            release=cache.release,
+        fetcher = replace(
+            _fetcher(where[0], preferred), progress=progress, should_stop=host.interrupted
         )
         try:
             files.find(entry, where)
