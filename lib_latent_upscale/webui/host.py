@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from ..spaces import FLUX, SD3, SD15, SDXL, LatentSpace, find_space
 
@@ -72,6 +74,68 @@ def _path(value: Any, *names: str) -> Any:
     for name in names:
         value = getattr(value, name, None)
     return value
+
+
+def load_checkpoint() -> Any:
+    """The checkpoint that a job would run now, loaded. Raises what the host raises."""
+    from modules import sd_models, shared
+
+    # Forge's loads what it only noted when the user chose it.
+    load = getattr(sd_models, "forge_model_reload", None) or sd_models.reload_model_weights
+    load()
+    return shared.sd_model
+
+
+def device() -> torch.device:
+    """The one that the host samples on."""
+    from modules import devices
+
+    return torch.device(devices.device)
+
+
+def encode(checkpoint: Any, picture: Tensor) -> Tensor:
+    """A picture (1, 3, H, W) from 0 to 1 as a latent (1, C, H/8, W/8), as in img2img."""
+    from modules import devices, sd_samplers_common
+
+    with devices.autocast():
+        return sd_samplers_common.images_tensor_to_samples(picture, None, checkpoint)
+
+
+def decode(checkpoint: Any, latent: Tensor) -> Tensor:
+    """A latent (1, C, H, W) as a picture (3, 8H, 8W) from 0 to 1, as at the end of a job; NaN
+    where the host gives up on a VAE that overflows."""
+    from modules import devices, processing
+
+    cpu = torch.device("cpu")
+    try:
+        with devices.autocast():
+            (values,) = processing.decode_latent_batch(
+                checkpoint, latent.to(device()), target_device=cpu, check_for_nans=True
+            )
+    except devices.NansException:
+        return torch.full((3, 1, 1), torch.nan)
+    return values.float() / 2 + 0.5
+
+
+def resize(picture: Image, width: int, height: int, upscaler: str) -> Image:
+    """A picture at another size by one of the host's upscalers of pictures."""
+    from modules import images
+
+    return images.resize_image(0, picture, width, height, upscaler_name=upscaler)
+
+
+def collect() -> None:
+    """Gives memory back that is used no more."""
+    from modules import devices
+
+    devices.torch_gc()
+
+
+def show(text: str) -> None:
+    """Puts a text into the WebUI's progress bar."""
+    from modules import shared
+
+    shared.state.textinfo = text
 
 
 def precision(device: torch.device) -> torch.dtype:

@@ -15,6 +15,7 @@ import io
 import json
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -318,12 +319,29 @@ class Double:
             cmd_opts=SimpleNamespace(nowebui=self.nowebui, api_auth=None),
             sd_model=None,
         )
+        self.shared.state.begin, self.shared.state.end = self._begin, self._end
         own = {"init": _Img2Img.init, "host": self}
         self.img2img_class = type("StableDiffusionProcessingImg2Img", (_Img2Img,), own)
         self.processing = self._module(
             "modules.processing",
             StableDiffusionProcessingTxt2Img=job_class,
             StableDiffusionProcessingImg2Img=self.img2img_class,
+            decode_latent_batch=self._decode,
+        )
+        self._module("modules.sd_samplers_common", images_tensor_to_samples=self._encode)
+        self._module("modules.images", resize_image=_resize_image)
+        load = "forge_model_reload" if self.variant == "forge" else "reload_model_weights"
+        self._module("modules.sd_models", **{load: lambda: None})
+        self.queue_lock = threading.Lock()  # as the hosts': not to be taken twice
+        self._module("modules.call_queue", queue_lock=self.queue_lock)
+        self.tasks: list[tuple[str, str]] = []
+        """What was told of tasks, as (event, id)."""
+        self._module(
+            "modules.progress",
+            create_task_id=lambda kind: f"task({kind}-1)",
+            add_task_to_queue=lambda id: self.tasks.append(("queued", id)),
+            start_task=lambda id: self.tasks.append(("started", id)),
+            finish_task=lambda id: self.tasks.append(("finished", id)),
         )
         device = torch.device("cpu")
         self._module(
@@ -332,6 +350,8 @@ class Double:
             get_optimal_device=lambda: device,
             device=device,
             dtype=torch.float32,
+            autocast=contextlib.nullcontext,
+            NansException=ArithmeticError,
         )
 
         self._module("modules.lowvram", is_enabled=lambda model: False)
@@ -419,6 +439,30 @@ class Double:
     def load_checkpoint(self, name: str) -> None:
         self.shared.sd_model = checkpoint(self.variant, name)
         self.channels = CHECKPOINTS[name][0]
+
+    # Its VAE
+
+    def _encode(self, image: Tensor, approximation: Any, model: Any) -> Tensor:
+        """A picture (N, 3, H, W) from 0 to 1: the mean of each 8x8 pixels, from -1 to 1."""
+        assert self.queue_lock.locked(), "the VAE belongs to whose turn it is"
+        grey = torch.nn.functional.avg_pool2d(image.mean(1, keepdim=True), 8) * 2 - 1
+        return grey.expand(-1, self.channels, -1, -1).clone()
+
+    def _decode(
+        self, model: Any, batch: Tensor, target_device: Any = None, check_for_nans: bool = False
+    ) -> list[Tensor]:
+        """The pictures (3, 8H, 8W) of latents, from -1 to 1."""
+        assert self.queue_lock.locked(), "the VAE belongs to whose turn it is"
+        pixels = batch.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+        return list(torch.nn.functional.interpolate(pixels, scale_factor=8.0).clamp(-1, 1))
+
+    def _begin(self, job: str = "(unknown)") -> None:
+        state = self.shared.state
+        state.interrupted = state.skipped = False
+        state.job, state.job_count, state.job_no, state.textinfo = job, -1, 0, None
+
+    def _end(self) -> None:
+        self.shared.state.job, self.shared.state.job_count = "", 0
 
     # Jobs
 
@@ -524,6 +568,11 @@ class Double:
                 job.sizes.append((latent.shape[-1] * 8, latent.shape[-2] * 8))
                 job.pictures.append(latent.float().mean(0).numpy().tobytes())
                 job.infotexts.append(_infotext(p))
+
+
+def _resize_image(mode: int, image: Any, width: int, height: int, upscaler_name: str) -> Any:
+    assert (mode, upscaler_name) == (0, "Lanczos")
+    return image.resize((width, height))
 
 
 def _shared_names() -> list[str]:
