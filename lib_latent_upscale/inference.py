@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .architectures import Network, StateDictError, from_state_dict
+from .calls import Call, Interrupted, before_each_step
 from .catalog import CATALOG, Entry
 from .resample import resample
 from .spaces import LatentScale, LatentSpace
@@ -21,6 +21,8 @@ from .weights import files, reading
 from .weights.describing import describe
 from .weights.errors import WeightsError
 
+__all__ = ["Interrupted", "LatentUpscaler", "NotFiniteError", "load"]
+
 AFTER_PASSES = 0.5
 """How much antialiasing a network's result gets on the way down to the target: half of the full
 is both nearer to the truth and sharper (docs/sizes.md)."""
@@ -28,10 +30,6 @@ is both nearer to the truth and sharper (docs/sizes.md)."""
 
 class NotFiniteError(ArithmeticError):
     """A network in half precision gave NaN or infinite values for a latent that has none."""
-
-
-class Interrupted(Exception):
-    """The caller's `should_stop` answered yes while a network ran."""
 
 
 class LatentUpscaler:
@@ -62,7 +60,7 @@ class LatentUpscaler:
         self.input_scale = input_scale
         self.name = name
         self.entry = entry
-        _before_each_step(network)
+        before_each_step(network)
 
     @property
     def device(self) -> torch.device:
@@ -97,6 +95,7 @@ class LatentUpscaler:
         should_stop: Callable[[], bool] | None = None,
         *,
         tile: int | None = None,
+        progress: Callable[[float], None] | None = None,
     ) -> Tensor:
         """A latent (N, C, H, W) in UNet scale as (N, C, *size) in UNet scale.
 
@@ -109,6 +108,7 @@ class LatentUpscaler:
             `Interrupted`.
         tile: run the network on overlapping squares of this many latent pixels, one after the
             other; less memory, and another result, as most networks look at the whole latent.
+        progress: told before every step about which part is done, rising from 0 to 1.
 
         Raises `NotFiniteError` where a network in half precision overflowed, and `ValueError`
         for a latent that is not four-dimensional floating point or has another number of
@@ -117,45 +117,66 @@ class LatentUpscaler:
         height, width = self._check(latent, size)
         if (height, width) == tuple(latent.shape[-2:]):
             return latent
-        with torch.no_grad(), _no_autocast(self.device), _stopping(should_stop, self.name):
+        call = Call(self.name, should_stop, progress)
+        with torch.no_grad(), _no_autocast(self.device), call:
             x = latent.to(self.device, torch.float32)
             if height <= x.shape[-2] and width <= x.shape[-1]:
                 x = resample(x, (height, width))
             else:
                 x = self.space.unet.to(self.input_scale, x)
-                x = self._checked_passes(x, (height, width), tile)
+                x = self._checked_passes(x, (height, width), tile, call)
                 x = self.input_scale.to(self.space.unet, x)
                 x = resample(x, (height, width), AFTER_PASSES)
             return x.to(latent.device, latent.dtype)
 
-    def _checked_passes(self, x: Tensor, size: tuple[int, int], tile: int | None) -> Tensor:
+    def _checked_passes(
+        self, x: Tensor, size: tuple[int, int], tile: int | None, call: Call
+    ) -> Tensor:
         """`_passes` in the network's precision, float32 to float32."""
-        result = self._passes(x.to(self.dtype), size, tile).float()
+        call.expects(sum(high * wide for high, wide in self._sizes(x, size)))
+        result = self._passes(x.to(self.dtype), size, tile, call).float()
         overflowed = self.dtype != torch.float32 and not bool(torch.isfinite(result).all())
         if overflowed and bool(torch.isfinite(x).all()):
             raise NotFiniteError(f"{self.name} overflows in {self.dtype}")
         return result
 
-    def _passes(self, x: Tensor, size: tuple[int, int], tile: int | None) -> Tensor:
+    def _passes(self, x: Tensor, size: tuple[int, int], tile: int | None, call: Call) -> Tensor:
         """The network, run until both sides reach `size` (the last pass may go past it)."""
-        while x.shape[-2] < size[0] or x.shape[-1] < size[1]:
-            before = x.shape
+
+        def network(part: Tensor) -> Tensor:
+            call.begins(part.shape[-2] * part.shape[-1])
             if self.network.scale is None:
-                x = self.network(x, size=self._step(x, size))
-            elif tile is not None:
-                x = tiled(self.network, x, self.network.scale, tile)
+                return self.network(part, size=self._step(part.shape[-2:], size))
+            return self.network(part)
+
+        for _ in self._sizes(x, size):
+            if tile is not None and self.network.scale is not None:
+                x = tiled(network, x, self.network.scale, tile)
             else:
-                x = self.network(x)
-            if x.shape == before:  # three pixels by 1.25 stay three: resampling does the rest
-                break
+                x = network(x)
         return x
 
-    def _step(self, x: Tensor, size: tuple[int, int]) -> tuple[int, int]:
-        """The next size on the way to `size` for a network that takes any within its range."""
+    def _sizes(self, x: Tensor, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """The (height, width) of each pass's input on the way from x to `size`."""
+        sizes, (height, width) = [], x.shape[-2:]
+        while height < size[0] or width < size[1]:
+            sizes.append((height, width))
+            following = self._step((height, width), size)
+            if following == (height, width):
+                break  # three pixels by 1.25 stay three: resampling does the rest
+            height, width = following
+        return sizes
+
+    def _step(self, sides: Sequence[int], size: tuple[int, int]) -> tuple[int, int]:
+        """The size that a pass makes of `sides` on the way to `size`."""
+        scale = self.network.scale
+        if scale is not None:
+            height, width = (int(side * scale) for side in sides)
+            return height, width
         largest = getattr(self.network, "max_scale", 2.0)
         # Never smaller: the network only enlarges, and the resampling at the end does the rest.
         height, width = (
-            min(max(target, side), int(side * largest)) for side, target in zip(x.shape[-2:], size)
+            min(max(target, side), int(side * largest)) for side, target in zip(sides, size)
         )
         return height, width
 
@@ -211,34 +232,6 @@ def load(
         network.requires_grad_(False).to(device=device, dtype=dtype)
     name = what.entry.id if what.entry is not None else path.name
     return LatentUpscaler(network, what.space, what.input_scale, name, what.entry)
-
-
-# Who wants to stop the call that this thread is in. Not of an upscaler: hooks of its network are
-# copied along with it.
-_call = threading.local()
-
-
-@contextmanager
-def _stopping(should_stop: Callable[[], bool] | None, name: str) -> Any:
-    _call.should_stop, _call.name = should_stop, name
-    try:
-        yield
-    finally:
-        _call.should_stop = None
-
-
-def _check_stop(*_: Any) -> None:
-    should_stop = getattr(_call, "should_stop", None)
-    if should_stop is not None and should_stop():
-        raise Interrupted(f"{_call.name} was interrupted")
-
-
-def _before_each_step(network: nn.Module) -> None:
-    """Asks whether to stop before every block: every module in a list or sequence of modules."""
-    for module in network.modules():
-        if isinstance(module, (nn.Sequential, nn.ModuleList)):
-            for step in module:
-                step.register_forward_pre_hook(_check_stop)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ FLOORS = {
     "preferences": 2,
     "weights": 2,
     "latent_files": 2,
+    "calls": 2,
     "inference": 3,
     "cache": 4,
     "engine": 5,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers.chunks import pieces_of
 from .network import Network, Shapes
 
 _GROUPS = 32
@@ -33,7 +34,14 @@ class AttentionBlock(nn.Module):
             conv(normed).flatten(2).transpose(1, 2).contiguous().unsqueeze(1)
             for conv in (self.q, self.k, self.v)
         )
-        attended = F.scaled_dot_product_attention(q, k, v)
+        positions = q.shape[2]
+        attended = torch.cat(
+            [
+                F.scaled_dot_product_attention(q[:, :, first:last], k, v)
+                for first, last in pieces_of(positions, 4 * positions)
+            ],
+            dim=2,
+        )
         return x + self.proj_out(attended.squeeze(1).transpose(1, 2).unflatten(2, x.shape[-2:]))
 
 

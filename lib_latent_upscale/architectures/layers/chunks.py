@@ -30,10 +30,24 @@ def chunk_limit(bytes_: int) -> Iterator[None]:
         _local.limit = before
 
 
+@contextmanager
+def before_pieces(call: Callable[[], None]) -> Iterator[None]:
+    """`call` before every piece that this thread computes in the `with` block."""
+    outer = getattr(_local, "before_piece", None)
+    _local.before_piece = call
+    try:
+        yield
+    finally:
+        _local.before_piece = outer
+
+
 def pieces_of(count: int, bytes_each: int) -> Iterator[tuple[int, int]]:
     """First and last + 1 of each piece of `count` things, each of which takes `bytes_each`."""
     most = max(1, _limit() // max(1, bytes_each))
+    before_piece: Callable[[], None] | None = getattr(_local, "before_piece", None)
     for first in range(0, count, most):
+        if before_piece is not None:
+            before_piece()
         yield first, min(first + most, count)
 
 
@@ -46,11 +60,10 @@ def by_rows(function: Callable[..., Tensor], *inputs: Tensor, width: int, reach:
     """
     n, height, columns = inputs[0].shape[:3]
     bytes_of_row = n * columns * width * inputs[0].element_size()
-    pieces = list(pieces_of(height, bytes_of_row))
-    if len(pieces) == 1:
-        return function(*inputs)
     results = []
-    for first, last in pieces:
+    for first, last in pieces_of(height, bytes_of_row):
+        if (first, last) == (0, height):
+            return function(*inputs)
         above, below = min(reach, first), min(reach, height - last)
         part = function(*(x[:, first - above : last + below].contiguous() for x in inputs))
         results.append(part[:, above : above + last - first])
