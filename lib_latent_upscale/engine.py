@@ -58,6 +58,9 @@ class Engine:
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         should_stop: Callable[[], bool] | None = None,
+        progress: Callable[[float], None] | None = None,
+        limit: int | None = None,
+        told: Callable[[torch.device, torch.dtype], None] = lambda device, dtype: None,
     ) -> Tensor:
         """As `LatentUpscaler.__call__`, on `device` (the latent's) in `dtype`, or as near to that
         as can be.
@@ -66,26 +69,30 @@ class Engine:
         runs in float32, from then on always. Where memory runs out, all else leaves the device
         and it is tried once more, in smaller pieces; then in tiles; then on the CPU. Raises what
         the last way raises.
+
+        limit: bytes of what is computed on the way, instead of `chunks.DEFAULT_LIMIT`.
+        told: called with what each try runs on and in.
         """
         name = model.upscaler.name
         device = torch.device(device) if device is not None else latent.device
         if name in self._float32_only:
             dtype = torch.float32
         tiles = model.upscaler.network.scale is not None
-        ways = _ways(device, dtype, tiles)
+        ways = _ways(device, dtype, tiles, limit)
         way = next(ways)
         while True:
+            told(way.device, way.dtype)
             try:
                 with (
                     self.cache.use(model, way.device, way.dtype) as upscaler,
                     chunk_limit(way.limit),
                 ):
-                    return upscaler(latent, size, should_stop, tile=way.tile)
+                    return upscaler(latent, size, should_stop, tile=way.tile, progress=progress)
             except (NotFiniteError, RuntimeError, MemoryError) as error:
                 if isinstance(error, NotFiniteError) or _is_unknown(error, way.dtype):
                     self._float32_only.add(name)
                     self._log(f"{error}; {name} runs in float32 from now on")
-                    ways = _ways(device, torch.float32, tiles)
+                    ways = _ways(device, torch.float32, tiles, limit)
                     way = next(ways)
                     continue
                 following = next(ways, None) if is_out_of_memory(error) else None
@@ -103,14 +110,16 @@ class Engine:
             torch.cuda.empty_cache()
 
 
-def _ways(device: torch.device, dtype: torch.dtype, tiles: bool) -> Iterator[_Way]:
+def _ways(
+    device: torch.device, dtype: torch.dtype, tiles: bool, limit: int | None
+) -> Iterator[_Way]:
     """How to try, in turn."""
-    yield _Way(device, dtype)
-    yield _Way(device, dtype, "in small pieces, with all else off the device", limit=_SMALL_LIMIT)
+    limit = limit or DEFAULT_LIMIT
+    small = min(limit, _SMALL_LIMIT)
+    yield _Way(device, dtype, limit=limit)
+    yield _Way(device, dtype, "in small pieces, with all else off the device", limit=small)
     if tiles:
-        yield _Way(
-            device, dtype, "in tiles, which changes the result a little", _TILE, _SMALL_LIMIT
-        )
+        yield _Way(device, dtype, "in tiles, which changes the result a little", _TILE, small)
     if device.type != "cpu":
         yield _Way(torch.device("cpu"), torch.float32, "on the CPU, which takes its time")
 

@@ -5,7 +5,7 @@ Only this package and `scripts/` import the WebUI's modules.
 
 from __future__ import annotations
 
-from . import dropdown, hires, img2img, settings
+from . import dropdown, hires, img2img, settings_page, xyz
 
 
 def install() -> None:
@@ -16,9 +16,11 @@ def install() -> None:
     from modules import script_callbacks
 
     # Not from on_ui_settings: with --nowebui that never comes, and the API could not set them.
-    settings.add(hires.refresh)
+    settings_page.add(hires.refresh)
     hires.install()
     img2img.install()
+    xyz.install()
+    script_callbacks.on_before_ui(xyz.install)  # where a host loads its scripts after ours
     script_callbacks.on_after_component(dropdown.add_refresh_button(hires.refresh))
     script_callbacks.on_script_unloaded(uninstall)
 
@@ -27,3 +29,4 @@ def uninstall() -> None:
     """Takes out what `install` put in."""
     hires.uninstall()
     img2img.uninstall()
+    xyz.uninstall()

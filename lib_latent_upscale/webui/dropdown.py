@@ -1,15 +1,17 @@
-"""The refresh button beside the hires dropdown."""
+"""The hires dropdown: which of our models it shows, and the refresh button beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from . import models, settings
+
 _DROPDOWN = "txt2img_hr_upscaler"
 
 
 def add_refresh_button(refresh: Callable[[], None]) -> Callable[..., None]:
-    """A callback for `on_after_component`: puts the button behind the dropdown.
+    """A callback for `on_after_component`: hides what is hidden, and puts the button behind.
 
     refresh: looks for hand-placed models anew, and brings the host's list up to date.
     """
@@ -19,14 +21,26 @@ def add_refresh_button(refresh: Callable[[], None]) -> Callable[..., None]:
             return
         from modules.ui_common import create_refresh_button
 
+        # Here the hosts have made the component, with all that they know of.
+        component.choices = [one for one in component.choices if _shown(_name(one))]
         create_refresh_button(component, refresh, _choices, f"{_DROPDOWN}_refresh")
 
     return after_component
 
 
 def _choices() -> dict[str, list[str]]:
-    """The dropdown's choices, as the WebUI itself puts them together."""
+    """The dropdown's choices, as the WebUI itself puts them together, without the hidden ones."""
     from modules import shared
 
     upscalers = [upscaler.name for upscaler in shared.sd_upscalers]
-    return {"choices": [*shared.latent_upscale_modes, *upscalers]}
+    return {"choices": [*filter(_shown, shared.latent_upscale_modes), *upscalers]}
+
+
+def _shown(name: str) -> bool:
+    """Whether a name is to be in the dropdown: all are but our models that the user hides."""
+    return models.by_label(name) is None or settings.shows(name)
+
+
+def _name(choice: Any) -> str:
+    """Of a choice as the component has it: gradio 4 keeps pairs of a label and a value."""
+    return str(choice[1] if isinstance(choice, tuple) else choice)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,20 @@ def resize(picture: Image, width: int, height: int, upscaler: str) -> Image:
     return images.resize_image(0, picture, width, height, upscaler_name=upscaler)
 
 
+def queue() -> AbstractContextManager[Any]:
+    """What who uses the device has to hold; it cannot be taken twice."""
+    from modules import call_queue
+
+    return call_queue.queue_lock
+
+
+def api_has_passwords() -> bool:
+    """Whether --api-auth is given."""
+    from modules import shared
+
+    return bool(shared.cmd_opts.api_auth)
+
+
 def collect() -> None:
     """Gives memory back that is used no more."""
     from modules import devices
@@ -153,6 +167,44 @@ def interrupted() -> bool:
     return bool(shared.state.interrupted or shared.state.skipped)
 
 
+def forget_skip() -> None:
+    """Takes back a Skip that was for another picture, as the hosts do where a picture begins.
+
+    X/Y/Z runs jobs one after the other, and what is done before a job's first picture would find
+    the Skip that ended the last one's.
+    """
+    from modules import shared
+
+    shared.state.skipped = False
+
+
+def skip() -> None:
+    """Does what the Skip button does: the host ends the picture that it works on."""
+    from modules import shared
+
+    shared.state.skipped = True
+
+
+@contextmanager
+def progress_text(text: str) -> Iterator[Callable[[float], None]]:
+    """`text` and a percentage in the WebUI's progress bar, which stays where the job is.
+
+    What the function gets is the part that is done. The text before comes back after.
+    """
+    from modules import shared
+
+    state = shared.state
+    before = getattr(state, "textinfo", None)
+
+    def progress(part: float) -> None:
+        state.textinfo = f"{text} ({part:.0%})"
+
+    try:
+        yield progress
+    finally:
+        state.textinfo = before
+
+
 @contextmanager
 def progress_bar(text: str) -> Iterator[Callable[[int, int | None], None]]:
     """The WebUI's progress bar, with `text` in it from the first call on.
@@ -176,3 +228,11 @@ def progress_bar(text: str) -> Iterator[Callable[[int, int | None], None]]:
     finally:
         for name, value in before.items():
             setattr(state, name, value)
+
+
+def show_part(done: int, total: int) -> None:
+    """Puts the WebUI's progress bar at that part of what is done in several steps."""
+    from modules import shared
+
+    shared.state.job_count, shared.state.job_no = total, done
+    shared.state.sampling_steps = shared.state.sampling_step = 0

@@ -14,11 +14,15 @@ from typing import Any
 
 from torch import Tensor
 
-from . import job, settings
+from ..cache import Model
+from ..inference import Interrupted
+from ..resample import resample
+from . import host, job, settings
 from .hooked import Answer, HookedLatent, unhook
 from .wrapping import unwrap, wrap
 
 _JUST_RESIZE_LATENT = 3  # the host's number for it
+_STOPPED = "latent_upscale_stopped"  # the attribute of a job whose network was skipped
 
 
 def install() -> None:
@@ -26,6 +30,7 @@ def install() -> None:
     from modules import processing
 
     wrap(processing.StableDiffusionProcessingImg2Img, "init", _init)
+    wrap(processing.StableDiffusionProcessingImg2Img, "sample", _sample)
 
 
 def uninstall() -> None:
@@ -33,9 +38,11 @@ def uninstall() -> None:
     from modules import processing
 
     unwrap(processing.StableDiffusionProcessingImg2Img, "init")
+    unwrap(processing.StableDiffusionProcessingImg2Img, "sample")
 
 
 def _init(original: Any, p: Any, *args: Any, **kwargs: Any) -> Any:
+    setattr(p, _STOPPED, False)
     job.forget_infotext(p)
     p.extra_generation_params.pop(settings.IMG2IMG_INFOTEXT, None)
     label = settings.img2img()
@@ -43,8 +50,23 @@ def _init(original: Any, p: Any, *args: Any, **kwargs: Any) -> Any:
         return original(p, *args, **kwargs)
     model = job.prepare(p, label, job.choose(label, p.sd_model))
     p.extra_generation_params[settings.IMG2IMG_INFOTEXT] = label
-    with _first_value_hooked(p, "init_latent", partial(job.upscale, model)):
+    with _first_value_hooked(p, "init_latent", partial(_upscale, p, model)):
         return original(p, *args, **kwargs)
+
+
+def _upscale(p: Any, model: Model, latent: Tensor, size: tuple[int, int]) -> Tensor:
+    try:
+        return job.run(model, latent, size)
+    except Interrupted:
+        setattr(p, _STOPPED, True)
+        return resample(latent, size).to(latent.dtype)
+
+
+def _sample(original: Any, p: Any, *args: Any, **kwargs: Any) -> Any:
+    # The hosts forget a Skip where a picture begins, and this one's came before that.
+    if getattr(p, _STOPPED, False):
+        host.skip()
+    return original(p, *args, **kwargs)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..cache import Model
@@ -19,16 +20,23 @@ _HASH = "Latent upscaler hash"  # of the file, in the infotext
 
 
 def choose(label: str, checkpoint: Any) -> Entry:
-    """The model that a label means for a loaded checkpoint; raises `ValueError` if it fits none."""
+    """The model that a label means for a loaded checkpoint.
+
+    Raises `ValueError` for one that does not fit, unless the settings say to take the default.
+    """
     space = host.checkpoint_space(checkpoint)
     if space is None:
         raise ValueError(
             f"{label}: this checkpoint's latents are of a kind that no latent upscaler here is "
             "made for. Choose another upscaler."
         )
-    entry = settings.default_entry(space) if label == models.NEURAL else models.by_label(label)
+    default = settings.default_entry(space)
+    entry = default if label == models.NEURAL else models.by_label(label)
     if entry is not None and entry.space is space:
         return entry
+    if entry is not None and default is not None and settings.takes_default():
+        print(f"Latent upscale: {label} is for {entry.space.label} latents; taking {default.label}")
+        return default
     fitting = [entry.label for entry in models.entries(space)]
     advice = f"Choose one of these: {', '.join(fitting)}." if fitting else "There is none yet."
     which = f"{label} is for {entry.space.label} latents, but" if entry else f"{label}:"
@@ -40,9 +48,12 @@ def prepare(p: Any, label: str, entry: Entry) -> Model:
 
     Raises `WeightsError` if it cannot be had.
     """
+    host.forget_skip()
     model = models.load(entry)
-    if label == models.NEURAL:
+    if label != entry.label:
         p.extra_generation_params[settings.default_infotext(entry.space)] = entry.label
+        if label != models.NEURAL:
+            p.extra_generation_params[settings.MISFIT_INFOTEXT] = settings.DEFAULT
     precision = settings.precision()
     if precision is not None:
         p.extra_generation_params[settings.PRECISION_INFOTEXT] = precision
@@ -54,6 +65,7 @@ def forget_infotext(p: Any) -> None:
     """Takes out what `prepare` put in: X/Y/Z runs copies of one job, which share it."""
     for name in (
         _HASH,
+        settings.MISFIT_INFOTEXT,
         settings.PRECISION_INFOTEXT,
         *map(settings.default_infotext, SPACES.values()),
     ):
@@ -75,10 +87,22 @@ def run(model: Model, latent: Tensor, size: tuple[int, int]) -> Tensor:
     models.cache.policy, models.cache.budget = settings.policy(), settings.budget()
     chosen = settings.precision()
     dtype = settings.PRECISIONS[chosen] if chosen else host.precision(latent.device)
-    result = models.engine.upscale(model, latent, size, dtype=dtype, should_stop=host.interrupted)
+    ran: list[tuple[torch.device, torch.dtype]] = []
+    with host.progress_text(f"Latent upscale: {models.title(model)}") as progress:
+        result = models.engine.upscale(
+            model,
+            latent,
+            size,
+            dtype=dtype,
+            should_stop=host.interrupted,
+            progress=progress,
+            limit=settings.chunk_limit(),
+            told=lambda *how: ran.append(how),
+        )
     (height, width), seconds = latent.shape[-2:], time.perf_counter() - started
+    device, precision = ran[-1]
     print(
         f"Latent upscale: {model.upscaler.name}, {width}x{height} to {size[1]}x{size[0]} "
-        f"in {seconds:.2f} s on {latent.device}"
+        f"in {seconds:.2f} s on {device} in {str(precision).removeprefix('torch.')}"
     )
     return result

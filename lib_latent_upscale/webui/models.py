@@ -12,6 +12,7 @@ from .. import preferences
 from ..cache import Model, UpscalerCache
 from ..catalog import CATALOG, Entry
 from ..console import bar
+from ..downloads import Downloads
 from ..engine import Engine
 from ..preferences import Preferences
 from ..shelf import Shelf
@@ -77,6 +78,12 @@ def load(entry: Entry) -> Model:
     return cache.get(_file(entry))
 
 
+def title(model: Model) -> str:
+    """A model's name for people: of its label what stands in the brackets, or its file's name."""
+    entry = model.upscaler.entry
+    return entry.label.removeprefix("Latent (").removesuffix(")") if entry else model.path.stem
+
+
 def shelf() -> Shelf:
     """All models with their files, as the settings are now."""
     preferred = wanted()
@@ -84,8 +91,12 @@ def shelf() -> Shelf:
     return Shelf(where, _hand_placed, _fetcher(where[0], preferred), cache)
 
 
+downloads = Downloads(shelf)
+
+
 def forget() -> None:
-    """Lets go of all loaded models."""
+    """Lets go of all loaded models, and stops downloads."""
+    downloads.stop()
     cache.clear()
 
 

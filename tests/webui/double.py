@@ -76,15 +76,18 @@ class OptionInfo:
         component_args: Any = None,
         *,
         section: tuple[str, ...] | None = None,
+        refresh: Callable[[], None] | None = None,
         infotext: str | None = None,
         restrict_api: bool = False,
         **_: Any,
     ) -> None:
         self.default, self.label, self.component = default, label, component
         self.component_args, self.section, self.infotext = component_args, section, infotext
-        self.restrict_api = restrict_api
+        self.restrict_api, self.refresh = restrict_api, refresh
+        self.comment_after = ""
 
-    def info(self, _text: str) -> OptionInfo:
+    def info(self, text: str) -> OptionInfo:
+        self.comment_after += f"<span class='info'>({text})</span>"
         return self
 
     def needs_reload_ui(self) -> OptionInfo:
@@ -178,6 +181,7 @@ class _Txt2Img:
         else:
             latent = host.noise(seeds, self.height // 8, self.width // 8)
             host.sampled_first = True
+            host.after_first_pass()
             if not self.enable_hr:
                 return latent
         if self.hr_checkpoint_info is not None:
@@ -252,7 +256,7 @@ class Double:
     """A running WebUI with the extension in it, until `close`.
 
     extension: its folder. variant: which host's names a checkpoint has. nowebui: no interface
-    is made, so that nobody asks for settings.
+    is made, so that nobody asks for settings. plots: whether the host has its X/Y/Z script.
     """
 
     def __init__(
@@ -262,8 +266,10 @@ class Double:
         checkpoint: str = "sd15",
         nowebui: bool = False,
         load: bool = True,
+        plots: bool = True,
     ) -> None:
         self.extension, self.variant, self.nowebui = extension, variant, nowebui
+        self.plots = plots
         self.checkpoint_files: dict[str, Path] = {}
         self.dtype_vae, self.autocast = torch.float32, False
         self.before_hires: list[Tensor] = []
@@ -271,6 +277,7 @@ class Double:
         self.hires_inputs: list[Tensor] = []
         """The latents that the second passes began with."""
         self.sampled_first = False
+        self.after_first_pass: Callable[[], None] = lambda: None
         self._callbacks: dict[str, list[Callable[..., Any]]] = {}
         self._saved = {name: sys.modules.pop(name) for name in _shared_names()}
         self.job_class = self._install()
@@ -320,7 +327,7 @@ class Double:
             sd_model=None,
         )
         self.shared.state.begin, self.shared.state.end = self._begin, self._end
-        own = {"init": _Img2Img.init, "host": self}
+        own = {"init": _Img2Img.init, "sample": _Img2Img.sample, "host": self}
         self.img2img_class = type("StableDiffusionProcessingImg2Img", (_Img2Img,), own)
         self.processing = self._module(
             "modules.processing",
@@ -362,6 +369,7 @@ class Double:
             return lambda call, **_: self._callbacks.setdefault(name, []).append(call)
 
         self._module("modules.script_callbacks", __getattr__=callbacks)
+        self.scripts = self._module("modules.scripts", scripts_data=[])
         self._module("modules.ui_common", create_refresh_button=self._create_refresh_button)
         self._module("gradio", __getattr__=lambda name: type(name, (), {}))
         return job_class
@@ -376,6 +384,11 @@ class Double:
             setattr(parent, child, module)
         return module
 
+    def in_dropdown(self) -> list[str]:
+        """The upscalers that the page offers for the hires pass."""
+        choices = self.dropdown.choices
+        return [one[1] if isinstance(one, tuple) else one for one in choices]
+
     # The extension's life
 
     def load_extension(self) -> None:
@@ -383,6 +396,7 @@ class Double:
         self._callbacks.clear()
         before = list(sys.path)
         sys.path.insert(0, str(self.extension))
+        self._load_own_scripts()
         try:
             for script in sorted((self.extension / "scripts").glob("*.py")):
                 spec = importlib.util.spec_from_file_location(script.name, script)
@@ -393,11 +407,28 @@ class Double:
         if not self.nowebui:
             self._make_page()
 
+    def _load_own_scripts(self) -> None:
+        """Those of the host, which come first, as modules made anew."""
+        axis = type("AxisOption", (SimpleNamespace,), {"__init__": _init_axis})
+        plot = SimpleNamespace(AxisOption=axis, axis_options=[axis("Nothing", str, None)])
+        found = [SimpleNamespace(path="/webui/scripts/xyz_grid.py", module=plot)]
+        self.scripts.scripts_data[:] = found if self.plots else []
+
+    @property
+    def axes(self) -> dict[str, Any]:
+        """The axes of the X/Y/Z plot, by label."""
+        plots = [script.module for script in self.scripts.scripts_data]
+        return {axis.label: axis for plot in plots for axis in plot.axis_options}
+
     def _make_page(self) -> None:
+        self._call("on_before_ui")
         self.refresh_buttons: dict[str, Callable[[], None]] = {}
         self._call("on_ui_settings")
         upscalers = [upscaler.name for upscaler in self.shared.sd_upscalers]
-        self.dropdown = SimpleNamespace(choices=[*self.shared.latent_upscale_modes, *upscalers])
+        names = [*self.shared.latent_upscale_modes, *upscalers]
+        # gradio 4 has pairs of what is shown and what it stands for.
+        pairs = [(name, name) for name in names] if self.variant == "forge" else names
+        self.dropdown = SimpleNamespace(choices=pairs)
         for elem_id, component in (
             ("txt2img_steps", SimpleNamespace()),
             ("txt2img_hr_upscaler", self.dropdown),
@@ -417,6 +448,11 @@ class Double:
             vars(component).update(arguments())
 
         self.refresh_buttons[elem_id] = press
+
+    def start_app(self, app: Any) -> None:
+        """Says that the web application is there."""
+        for callback in self._callbacks.get("on_app_started", []):
+            callback(None if self.nowebui else SimpleNamespace(), app)
 
     def unload_extension(self) -> None:
         self._call("on_script_unloaded")
@@ -559,7 +595,11 @@ class Double:
     def _process(self, p: Any, job: Job) -> None:
         seeds = [p.seed + index for index in range(p.batch_size * p.n_iter)]
         p.init([p.prompt] * len(seeds), seeds, seeds)
+        state = self.shared.state
         for number in range(p.n_iter):
+            state.skipped = False
+            if state.interrupted:
+                break
             batch = seeds[number * p.batch_size : (number + 1) * p.batch_size]
             latents = p.sample(batch)
             if not isinstance(latents, Decoded) and type(latents) is not Tensor:
@@ -573,6 +613,12 @@ class Double:
 def _resize_image(mode: int, image: Any, width: int, height: int, upscaler_name: str) -> Any:
     assert (mode, upscaler_name) == (0, "Lanczos")
     return image.resize((width, height))
+
+
+def _init_axis(
+    self: Any, label: str, type: Any, apply: Any, confirm: Any = None, choices: Any = None
+) -> None:
+    vars(self).update(label=label, type=type, apply=apply, confirm=confirm, choices=choices)
 
 
 def _shared_names() -> list[str]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import itertools
+import re
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import lib_latent_upscale
+from lib_latent_upscale.architectures.city96 import City96
 from lib_latent_upscale.catalog import CATALOG
 from lib_latent_upscale.resample import resample
 
+from ..misbehaving import MisbehavingServer
 from .double import VARIANTS, Double, _Txt2Img
 from .jobs import BUNDLED, CITY96, HIRES, NEURAL, bicubic, done, random_city96, runs
 from .test_host import A_KEY
@@ -73,34 +74,75 @@ def test_the_quick_upscale_button(webui: Double, dtype: torch.dtype) -> None:
 
 
 def test_interrupted_before_the_hires_pass(webui: Double) -> None:
-    webui.shared.state.interrupted = True
+    webui.after_first_pass = webui.interrupt
     # The double, like a host, decodes plain tensors only.
     job = done(webui.txt2img(HIRES))
     assert job.sizes == [SMALL] and not runs(job)
+    webui.after_first_pass = lambda: None
     webui.shared.state.interrupted = False
     assert done(webui.txt2img(HIRES)).sizes == [(128, 128)]
 
 
 @pytest.mark.parametrize("flag", ["interrupted", "skipped"])
-@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("steps", [1, 4])
 def test_interrupted_inside_the_network(webui: Double, flag: str, steps: int) -> None:
-    class State(SimpleNamespace):
-        answers: Iterator[bool]
-
-    # The host asks once at the beginning of the pass; then the network asks before each step.
-    before = [False] * (steps + (flag == "interrupted"))
-    State.answers = itertools.chain(before, itertools.repeat(True))
-    setattr(State, flag, property(lambda state: next(state.answers)))
-    other = {"interrupted": "skipped", "skipped": "interrupted"}[flag]
-    webui.shared.state = State(**{other: False})
+    texts = press(webui, flag, steps)
     job = done(webui.txt2img(HIRES))
+    assert len(texts) == steps  # the next one did not begin
     assert job.sizes == [(128, 128)] and not runs(job)
     (latent,) = webui.hires_inputs
     assert type(latent) is Tensor
     assert torch.equal(latent, resample(webui.noise([1], 8, 8), (16, 16)))
-
-    webui.shared.state = SimpleNamespace(interrupted=False, skipped=False)
+    setattr(webui.shared.state, flag, False)
     assert runs(done(webui.txt2img(HIRES))) == ["bundled-sd15"]
+
+
+def test_a_skip_is_for_one_picture(webui: Double) -> None:
+    press(webui, "skipped", 2)
+    job = done(webui.txt2img({**HIRES, "n_iter": 2}))
+    assert job.sizes == [(128, 128)] * 2
+    assert runs(job) == ["bundled-sd15"]
+    second = webui.noise([2], 8, 8)
+    expected = lib_latent_upscale.load("bundled-sd15")(second, (16, 16))
+    assert close(webui.hires_inputs[1], expected)
+
+
+def test_a_skip_of_the_job_before_stops_no_download(
+    a1111: Double, server: MisbehavingServer
+) -> None:
+    # As in X/Y/Z, where nothing takes it back between two jobs.
+    a1111.shared.opts.data["latent_upscale_mirror"] = server.base
+    a1111.shared.state.skipped = True
+    job = a1111.txt2img({**HIRES, "hr_upscaler": CITY96.label})
+    assert job.error is not None and "could not be fetched" in job.error and server.asked
+
+
+def test_progress_is_told_while_the_network_runs(webui: Double) -> None:
+    state = webui.shared.state
+    state.textinfo = "before"
+    texts = press(webui, "interrupted", 10**6)
+    done(webui.txt2img({**HIRES, "hr_scale": 4}))
+    found = [re.fullmatch(r"Latent upscale: neural SD1.5 \((\d+)%\)", text) for text in texts]
+    percent = [int(match[1]) for match in found if match]
+    assert len(percent) == len(texts) > 10
+    assert percent == sorted(percent) and percent[0] == 0 and percent[-1] > 80
+    assert webui.shared.state.textinfo == "before"
+
+
+def press(webui: Double, flag: str, steps: int) -> list[str]:
+    """Presses a button at that step of the network; returns a list that gets the progress."""
+    texts: list[str] = []
+
+    class State(SimpleNamespace):
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            if name == "textinfo" and str(value).startswith("Latent upscale: "):
+                texts.append(value)
+                if len(texts) == steps:
+                    super().__setattr__(flag, True)
+
+    webui.shared.state = State(**vars(webui.shared.state))
+    return texts
 
 
 def test_an_error_in_the_network_ends_that_job_only(
@@ -277,6 +319,50 @@ def test_a_hires_checkpoint_whose_file_does_not_tell_is_refused_once_loaded(webu
     assert runs(done(webui.txt2img(HIRES))) == ["bundled-sd15"]
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_default_may_stand_in_for_a_model_that_does_not_fit(variant: str) -> None:
+    wrong = CATALOG["city96-x2-sdxl"]
+    payload = {**HIRES, "hr_upscaler": wrong.label}
+    settings = {"latent_upscale_misfit": "default"}
+    with Double(variant=variant) as webui:
+        assert webui.txt2img(payload).error is not None
+        job = done(webui.txt2img({**payload, "override_settings": settings}))
+        assert runs(job) == ["bundled-sd15"]
+        assert wrong.label in job.log and BUNDLED.label in job.log
+        (text,) = job.infotexts
+        assert f"Hires upscaler: {wrong.label}" in text
+        assert f"Latent neural SD15: {BUNDLED.label}" in text
+        assert "Latent upscaler misfit: default" in text
+        pasted = {"seed": 1, "width": 64, "height": 64, "infotext": text}
+        again = done(webui.txt2img(pasted))
+        assert again.pictures == job.pictures
+        assert "Latent upscaler misfit: default" in again.infotexts[0]
+        # Where a model fits, the setting changes nothing and nothing is told of it.
+        fits = done(webui.txt2img({**HIRES, "override_settings": settings}))
+        assert "misfit" not in fits.infotexts[0] and fits.pictures == job.pictures
+
+
+def test_nothing_stands_in_where_there_is_nothing() -> None:
+    settings = {"latent_upscale_misfit": "default"}
+    payload = {**HIRES, "hr_upscaler": BUNDLED.label, "override_settings": settings}
+    with Double(checkpoint="flux") as webui:
+        job = webui.txt2img(payload)
+        assert job.error is not None and "FLUX" in job.error and not job.first_pass
+
+
+def test_a_space_with_no_default_takes_the_model_there_is(models: Path) -> None:
+    torch.manual_seed(0)
+    weights = City96(channels=16, dim=8, depth=1, scale=2.0).state_dict()
+    save_file(weights, models / "mine.safetensors", {"space": "flux", "scale": "2.0"})
+    with Double(checkpoint="flux") as webui:
+        key = "latent_upscale_default_flux"
+        choices = webui.shared.opts.data_labels[key].component_args()["choices"]
+        assert choices == ["automatic", "Latent (mine)"]
+        job = done(webui.txt2img(HIRES))
+        assert runs(job) == ["mine.safetensors"]
+        assert "Latent neural FLUX: Latent (mine)" in job.infotexts[0]
+
+
 # Precision and what stays on the device
 
 
@@ -302,3 +388,41 @@ def test_what_stays_after_a_job(a1111: Double, policy: str, kept: int) -> None:
     (model,) = cache._models.values()
     assert len(model.copies) == kept
     assert cache.statistics().loads == 1
+
+
+def test_one_line_tells_what_was_done(webui: Double) -> None:
+    settings = {"latent_upscale_precision": "bfloat16"}
+    job = done(webui.txt2img({**HIRES, "width": 96, "override_settings": settings}))
+    line = r"Latent upscale: bundled-sd15, 12x8 to 24x16 in \d+\.\d\d s on cpu in bfloat16\n"
+    assert re.findall(line, job.log) and job.log.count("Latent upscale: ") == 1
+
+
+def test_the_line_tells_what_it_came_to(a1111: Double, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = type(lib_latent_upscale.load("bundled-sd15").network)
+    forward = sys.modules[network.__module__].Compact.forward
+
+    def overflow(self: Any, x: Tensor) -> Tensor:
+        return forward(self, x) / (0 if x.dtype == torch.float16 else 1)
+
+    settings = {"latent_upscale_precision": "float16"}
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[network.__module__].Compact, "forward", overflow)
+        job = done(a1111.txt2img({**HIRES, "override_settings": settings}))
+    assert "runs in float32 from now on" in job.log and "s on cpu in float32" in job.log
+
+
+def test_the_limit_of_the_settings_is_the_engines(
+    a1111: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks: Any = sys.modules["lib_latent_upscale.architectures.layers.chunks"]
+    seen = []
+
+    def see(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        seen.append(chunks._limit() >> 20)
+        return resample(args[0], args[1])
+
+    monkeypatch.setattr(inference_module().LatentUpscaler, "__call__", see)
+    for limit in (0, 16):
+        settings = {"latent_upscale_chunk_limit": limit}
+        done(a1111.txt2img({**HIRES, "override_settings": settings}))
+    assert seen == [256, 16]

@@ -14,6 +14,7 @@ from lib_latent_upscale.catalog import CATALOG
 
 from .double import Double
 from .jobs import BUNDLED, NEURAL, done, runs
+from .test_hires import press
 
 LATENT = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 JOB: dict[str, Any] = dict(prompt="a cat", init_images=[LATENT], width=128, height=96)
@@ -67,6 +68,23 @@ def test_a_model_that_does_not_fit_is_refused(a1111: Double) -> None:
     job = a1111.img2img(with_network(wrong))
     assert job.error is not None and wrong in job.error and BUNDLED.label in job.error
     assert runs(done(a1111.img2img(with_network(NEURAL)))) == ["bundled-sd15"]
+
+
+def test_a_skip_while_the_network_runs_is_for_that_picture(webui: Double) -> None:
+    # The hosts forget a Skip where a picture begins, and this one's latent is made before.
+    press(webui, "skipped", 2)
+    job = done(webui.img2img(with_network(NEURAL)))
+    assert not runs(job) and job.sizes == [(128, 96)]
+    assert webui.shared.state.skipped  # as the sampler sees it
+    # It is not for the next one.
+    assert runs(done(webui.img2img(with_network(NEURAL)))) == ["bundled-sd15"]
+    assert not webui.shared.state.skipped
+
+
+def test_an_interrupt_while_the_network_runs_ends_the_job(webui: Double) -> None:
+    press(webui, "interrupted", 2)
+    job = done(webui.img2img(with_network(NEURAL)))
+    assert not runs(job) and not job.sizes
 
 
 def test_unloading_undoes_it(a1111: Double) -> None:

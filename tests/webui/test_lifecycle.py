@@ -90,31 +90,6 @@ def test_unloading_frees_the_models(a1111: Double) -> None:
     assert all(model() is None for model in models)
 
 
-def test_settings_of_the_extension(a1111: Double) -> None:
-    for _ in range(2):
-        opts = a1111.shared.opts
-        ours = [key for key in opts.data_labels if key.startswith("latent_upscale_")]
-        shape = [
-            "default_sd15",
-            "default_sdxl",
-            "img2img",
-            "precision",
-            "cache_policy",
-            "gpu_budget",
-        ]
-        shape = [f"latent_upscale_{name}" for name in shape]
-        fetching = [f"latent_upscale_{name}" for name in ("fetch", "fetch_on_use")]
-        fetching += [f"latent_upscale_{name}" for name in ("model_folder", "mirror")]
-        assert ours == [*shape, *fetching]
-        # Where files come from and go to is not for a request by the API.
-        assert [opts.data_labels[key].restrict_api for key in ours] == [False] * 6 + [True] * 4
-        info = opts.data_labels["latent_upscale_default_sd15"]
-        assert info.default == BUNDLED.label == opts.latent_upscale_default_sd15
-        choices = info.component_args()["choices"]
-        assert choices == [e.label for e in CATALOG.values() if e.space is BUNDLED.space]
-        a1111.reload_ui()
-
-
 def test_without_an_interface(models: Path) -> None:
     with Double(nowebui=True) as webui:
         job = done(webui.txt2img(HIRES))
@@ -215,20 +190,20 @@ def test_our_old_wrapper_put_back_by_another_is_silent(a1111: Double) -> None:
 
 
 def test_refresh_makes_a_hand_placed_file_choosable(webui: Double, models: Path) -> None:
-    before = list(webui.dropdown.choices)
+    before = webui.in_dropdown()
     path = hand_placed(models / "mine-sd15.safetensors")
     assert list(webui.refresh_buttons) == ["txt2img_hr_upscaler_refresh"]
     press = webui.refresh_buttons["txt2img_hr_upscaler_refresh"]
     press()
     label = "Latent (mine-sd15)"
-    assert [name for name in webui.dropdown.choices if name not in before] == [label]
-    assert webui.dropdown.choices[-1] == "Lanczos"
+    assert [name for name in webui.in_dropdown() if name not in before] == [label]
+    assert webui.in_dropdown()[-1] == "Lanczos"
     choices = webui.shared.opts.data_labels["latent_upscale_default_sd15"].component_args()
     assert label in choices["choices"]
     assert runs(done(webui.txt2img({**HIRES, "hr_upscaler": label}))) == [path.name]
     path.unlink()
     press()
-    assert webui.dropdown.choices == before
+    assert webui.in_dropdown() == before
 
 
 def test_a_hand_placed_file_cannot_take_the_hosts_own_name(a1111: Double, models: Path) -> None:
