@@ -35,11 +35,13 @@ class Host(Protocol):
 
     def interrupt(self) -> None: ...
 
+    def skip(self) -> None: ...
+
     def img2img(self, payload: dict[str, Any]) -> Job:
         """An img2img job on some picture of 64x64."""
 
-    def xyz(self, payload: dict[str, Any], upscalers: list[str]) -> Job:
-        """The X/Y/Z script over hires upscalers; its first picture is the grid."""
+    def xyz(self, payload: dict[str, Any], axis: str, values: list[str]) -> Job:
+        """The X/Y/Z script along an axis; its first picture is the grid."""
 
 
 class _DoubleHost:
@@ -57,7 +59,8 @@ class _DoubleHost:
         return space
 
     def txt2img(self, payload: dict[str, Any], checkpoint: str = "sd15") -> Job:
-        self.double.shared.state.interrupted = False  # as where a job begins in the hosts
+        state = self.double.shared.state
+        state.interrupted = state.skipped = False  # as where a job begins in the hosts
         settings = {"sd_model_checkpoint": checkpoint, **payload.get("override_settings", {})}
         return self.double.txt2img({**payload, "override_settings": settings})
 
@@ -71,8 +74,11 @@ class _DoubleHost:
     def interrupt(self) -> None:
         self.double.interrupt()
 
-    def xyz(self, payload: dict[str, Any], upscalers: list[str]) -> Job:
-        return self.double.xyz(payload, upscalers)
+    def skip(self) -> None:
+        self.double.skip()
+
+    def xyz(self, payload: dict[str, Any], axis: str, values: list[str]) -> Job:
+        return self.double.xyz({"override_settings": {}, **payload}, axis, values)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -193,8 +193,11 @@ class RealWebUI:
     def interrupt(self) -> None:
         self._ask("interrupt", {})
 
-    def xyz(self, payload: dict[str, Any], upscalers: list[str]) -> Job:
-        """The X/Y/Z script over hires upscalers; its first picture is the grid."""
+    def skip(self) -> None:
+        self._ask("skip", {})
+
+    def xyz(self, payload: dict[str, Any], axis: str, values: list[str]) -> Job:
+        """The X/Y/Z script along an axis; its first picture is the grid."""
         (script,) = (
             one
             for one in self._ask("script-info")
@@ -204,11 +207,11 @@ class RealWebUI:
         for given in script["args"]:
             label, value = given["label"], given["value"]
             if label == "X type":
-                value = given["choices"].index("Hires upscaler")
+                value = given["choices"].index(axis)
             elif label in ("Y type", "Z type"):
                 value = 0
             elif label == "X values":  # twice: a line of text, and a choice of several
-                value = upscalers if isinstance(given["choices"], list) else ""
+                value = values if isinstance(given["choices"], list) else ""
             elif label == "Include Sub Images":
                 value = True
             elif label == "Draw legend":  # it would make the grid larger

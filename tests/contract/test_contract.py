@@ -193,7 +193,7 @@ XYZ = [NEURAL, "Latent", BUNDLED.label]
 
 
 def test_xyz_runs_every_upscaler(host: Host) -> None:
-    job = done(host.xyz(HIRES, XYZ))
+    job = done(host.xyz(HIRES, "Hires upscaler", XYZ))
     assert job.sizes == [(384, 128)] + [(128, 128)] * 3
     assert upscales(job) == [("bundled-sd15", "8x8", "16x16")] * 2
     assert job.pictures[1] == job.pictures[3] != job.pictures[2]
@@ -202,9 +202,22 @@ def test_xyz_runs_every_upscaler(host: Host) -> None:
 
 
 def test_xyz_names_only_what_made_each_picture(host: Host) -> None:
-    job = done(host.xyz(HIRES, XYZ))
+    job = done(host.xyz(HIRES, "Hires upscaler", XYZ))
     found = [("Latent neural SD15" in text, bool(hashes(text))) for text in job.infotexts[1:]]
     assert found == [(True, True), (False, False), (False, True)]
+
+
+def test_xyz_has_an_axis_for_the_precision(host: Host) -> None:
+    values = ["bfloat16", "automatic", "float32"]
+    payload = {**HIRES, "hr_upscaler": NEURAL}
+    job = done(host.xyz(payload, "[Latent upscale] precision", values))
+    assert job.sizes == [(384, 128)] + [(128, 128)] * 3
+    told = [re.findall(r"Latent upscaler precision: (\w+)", text) for text in job.infotexts[1:]]
+    assert told == [["bfloat16"], [], ["float32"]]
+    assert re.findall(r"Latent upscale: bundled-sd15, .* in (\w+)", job.log)[0] == "bfloat16"
+    assert job.pictures[1] != job.pictures[3]
+    after = done(host.txt2img(payload))
+    assert "Latent upscaler precision" not in after.infotexts[0]
 
 
 def test_infotext_of_a_model(host: Host) -> None:
@@ -238,10 +251,7 @@ def test_pasted_infotext_restores_the_choice(host: Host) -> None:
     payload = {**HIRES, "hr_upscaler": NEURAL, "override_settings": settings}
     with city96_file(host):
         job = done(host.txt2img(payload))
-        # Fields that the API, if they are not given, reads from any infotext and fails at:
-        # "Use same sampler" is none in A1111, and Forge stumbles over the type of styles.
-        same = {"hr_sampler_name": "Euler", "hr_scheduler": "Automatic", "styles": []}
-        pasted = done(host.txt2img({**JOB, **same, "infotext": job.infotexts[0]}))
+        pasted = done(host.txt2img({**JOB, **SAME, "infotext": job.infotexts[0]}))
     assert upscales(pasted) == upscales(job) == [(CITY96.id, "8x8", "16x16")]
     assert f"Latent neural SD15: {CITY96.label}" in pasted.infotexts[0]
 
@@ -275,6 +285,85 @@ def test_img2img_resizes_the_latent_by_the_network_of_the_settings(host: Host) -
     assert f"Latent resize: {NEURAL}" in job.infotexts[0]
     assert hashes(job.infotexts[0]) == short_hash(files.find(BUNDLED))
     assert done(host.img2img(payload)).pictures == own.pictures
+
+
+# Fields that the API, if they are not given, reads from any infotext and fails at: "Use same
+# sampler" is none in A1111, and Forge stumbles over the type of styles.
+SAME: dict[str, Any] = {"hr_sampler_name": "Euler", "hr_scheduler": "Automatic", "styles": []}
+
+
+def test_what_shapes_the_picture_comes_back_when_its_infotext_is_pasted(host: Host) -> None:
+    wrong = CATALOG["city96-x2-sdxl"]
+    settings = {"latent_upscale_misfit": "default", "latent_upscale_precision": "bfloat16"}
+    payload = {**HIRES, "hr_upscaler": wrong.label}
+    job = done(host.txt2img({**payload, "override_settings": settings}))
+    assert upscales(job) == [("bundled-sd15", "8x8", "16x16")]
+    (text,) = job.infotexts
+    for told in (
+        f"Hires upscaler: {wrong.label}",
+        f"Latent neural SD15: {BUNDLED.label}",
+        "Latent upscaler misfit: default",
+        "Latent upscaler precision: bfloat16",
+    ):
+        assert told in text
+    assert hashes(text) == short_hash(files.find(BUNDLED))
+    pasted = done(host.txt2img({**JOB, **SAME, "infotext": text}))
+    assert pasted.pictures == job.pictures
+    after = host.txt2img(payload)
+    assert after.error is not None and wrong.label in after.error
+
+
+def test_what_a_model_takes_changes_no_picture(host: Host) -> None:
+    whole = done(host.txt2img({**HIRES, "hr_upscaler": NEURAL}))
+    settings = {"latent_upscale_chunk_limit": 1, "latent_upscale_gpu_budget": 16}
+    payload = {**HIRES, "hr_upscaler": NEURAL, "override_settings": settings}
+    assert done(host.txt2img(payload)).pictures == whole.pictures
+
+
+def test_a_model_that_is_not_shown_works_by_its_name(host: Host) -> None:
+    payload = {**HIRES, "hr_upscaler": BUNDLED.label}
+    payload["override_settings"] = {"latent_upscale_shown": [CITY96.label]}
+    assert upscales(done(host.txt2img(payload))) == [("bundled-sd15", "8x8", "16x16")]
+    assert BUNDLED.label in host.latent_upscale_modes()
+
+
+def test_a_request_cannot_change_where_files_come_from(host: Host) -> None:
+    entry = missing(host, "sd15")
+    settings = {
+        "latent_upscale_fetch_on_use": False,
+        "latent_upscale_model_folder": str(host.models / "elsewhere"),
+        "latent_upscale_mirror": "http://127.0.0.1:9/{file}",
+    }
+    payload = {**HIRES, "hr_upscaler": entry.label, "override_settings": settings}
+    asked = len(host.mirror.asked)
+    job = host.txt2img(payload)
+    assert job.error is not None and "could not be fetched" in job.error
+    assert "elsewhere" not in job.error and len(host.mirror.asked) > asked
+
+
+@pytest.mark.parametrize("button", ["interrupt", "skip"])
+def test_a_running_network_shows_and_stops_within_a_second(host: Host, button: str) -> None:
+    path = host.models / "slow-sd15.safetensors"
+    torch.manual_seed(0)
+    network = City96(channels=4, dim=96, depth=128, scale=2.0)
+    save_file(network.state_dict(), path, {"scale": "2.0"})
+    payload = {**HIRES, "hr_upscaler": "Latent (slow-sd15)", "width": 256, "height": 256}
+    try:
+        job = Running(host, payload)
+        job.until(lambda: network_runs(host), seconds=120)
+        pressed = time.monotonic()
+        getattr(host, button)()
+        job.until(lambda: not network_runs(host))
+        assert time.monotonic() - pressed < 1
+        stopped = done(job.end(seconds=120))
+    finally:
+        path.unlink()
+    assert not upscales(stopped)
+    assert upscales(done(host.txt2img({**HIRES, "hr_upscaler": NEURAL})))
+
+
+def network_runs(host: Host) -> bool:
+    return bool(re.fullmatch(r"Latent upscale: slow-sd15 \(\d+%\)", host.progress()[1] or ""))
 
 
 def test_half_precision_by_a_setting(host: Host) -> None:

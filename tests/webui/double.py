@@ -371,7 +371,13 @@ class Double:
         self._module("modules.script_callbacks", __getattr__=callbacks)
         self.scripts = self._module("modules.scripts", scripts_data=[])
         self._module("modules.ui_common", create_refresh_button=self._create_refresh_button)
-        self._module("gradio", __getattr__=lambda name: type(name, (), {}))
+
+        def component(name: str) -> type:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return type(name, (), {})
+
+        self._module("gradio", __getattr__=component)
         return job_class
 
     def _module(self, name: str, **content: Any) -> Any:
@@ -519,6 +525,9 @@ class Double:
     def interrupt(self) -> None:
         self.shared.state.interrupted = True
 
+    def skip(self) -> None:
+        self.shared.state.skipped = True
+
     def latent_upscale_modes(self) -> list[str]:
         return list(self.shared.latent_upscale_modes)
 
@@ -571,12 +580,15 @@ class Double:
         job.log, job.first_pass = printed.getvalue(), self.sampled_first
         return job
 
-    def xyz(self, payload: dict[str, Any], upscalers: list[str]) -> Job:
+    def xyz(self, payload: dict[str, Any], axis: str, values: list[str]) -> Job:
         """What the X/Y/Z script does: runs shallow copies of one job. The first is the grid."""
         p, parts = self.job_class(**payload), []
-        for upscaler in upscalers:
+        for value in values:
             one = copy.copy(p)
-            one.hr_upscaler = upscaler
+            if axis == "Hires upscaler":
+                one.hr_upscaler = value
+            else:
+                self.axes[axis].apply(one, value, values)
             parts.append(self.run(one))
         width = sum(part.sizes[0][0] for part in parts)
         job = Job([(width, parts[0].sizes[0][1])], [b""], [""], log="".join(p.log for p in parts))
