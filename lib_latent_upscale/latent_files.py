@@ -6,14 +6,16 @@ latents in the VAE's raw scale, and they are converted on the way.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 
 from .spaces import RAW, SD15, LatentSpace
@@ -52,6 +54,30 @@ def read(path: Path, space: LatentSpace) -> Tensor:
     return latent.float()
 
 
+def from_bytes(content: bytes, space: LatentSpace) -> Tensor:
+    """The latent of a .safetensors file's content: as `read`, and raises what that raises.
+
+    A file that says that it is of another space is refused, too.
+    """
+    name = Path("the latent")
+    try:
+        latent = _only(name, load(content))
+        declared = _metadata(content).get("space", space.id)
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, LatentFileError):
+            raise
+        raise LatentFileError(f"{name} is damaged or no .safetensors file: {error}") from error
+    if declared != space.id:
+        raise LatentFileError(f"{name} says that it is for {str(declared)[:50]}, not {space.id}")
+    _check(name, latent, space)
+    return latent.float()
+
+
+def to_bytes(latent: Tensor, space: LatentSpace) -> bytes:
+    """The content of a .safetensors file with a latent in UNet scale."""
+    return save({"latent": latent.detach().cpu().contiguous()}, _described(space))
+
+
 def write(path: Path, latent: Tensor, space: LatentSpace) -> None:
     """Writes a latent in UNet scale. The file appears whole or not at all."""
     suffix = _suffix(path)
@@ -63,13 +89,22 @@ def write(path: Path, latent: Tensor, space: LatentSpace) -> None:
         tensors = {_COMFY_KEY: raw, _COMFY_VERSION: torch.zeros(0)}
         _replace(path, lambda part: save_file(tensors, part))
     else:
-        metadata = {"space": space.id, "scale": "unet"}
-        _replace(path, lambda part: save_file({"latent": latent}, part, metadata))
+        _replace(path, lambda part: save_file({"latent": latent}, part, _described(space)))
 
 
 def check_suffix(path: Path) -> None:
     """Raises `LatentFileError` for a name that no latent is written under."""
     _suffix(path)
+
+
+def _described(space: LatentSpace) -> dict[str, str]:
+    return {"space": space.id, "scale": "unet"}
+
+
+def _metadata(content: bytes) -> dict[str, Any]:
+    """What a .safetensors file that could be loaded says of itself."""
+    length = int.from_bytes(content[:8], "little")
+    return dict(json.loads(content[8 : 8 + length]).get("__metadata__") or {})
 
 
 def _suffix(path: Path) -> str:

@@ -29,6 +29,7 @@ FLOORS = {
     "cache": 4,
     "engine": 5,
     "shelf": 5,
+    "downloads": 6,
     "console": 3,
     "demo": 4,
     "model_commands": 6,

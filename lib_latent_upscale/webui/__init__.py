@@ -5,6 +5,8 @@ Only this package and `scripts/` import the WebUI's modules.
 
 from __future__ import annotations
 
+from typing import Any
+
 from . import dropdown, hires, img2img, settings_page, xyz
 
 
@@ -22,7 +24,14 @@ def install() -> None:
     xyz.install()
     script_callbacks.on_before_ui(xyz.install)  # where a host loads its scripts after ours
     script_callbacks.on_after_component(dropdown.add_refresh_button(hires.refresh))
+    script_callbacks.on_app_started(_add_api)
     script_callbacks.on_script_unloaded(uninstall)
+
+
+def _add_api(_page: Any, app: Any) -> None:
+    from . import api  # as late as this: with its models, it takes a moment
+
+    api.add_to(app)
 
 
 def uninstall() -> None:

@@ -54,8 +54,13 @@ class Upscaled:
     """(1, C, H, W), in UNet scale, float32, on the CPU."""
     seconds: float
     """From latent to latent; reading a model's file is not in it."""
-    model: Path | None = None
-    """The file of the model that did it."""
+
+
+@dataclass(frozen=True)
+class UpscaledByModel(Upscaled):
+    """By a model of ours; `path` is its file."""
+
+    path: Path
 
 
 def target(
@@ -119,8 +124,14 @@ class Workbench:
 
     @cached_property
     def checkpoint(self) -> Any:
-        """The WebUI's checkpoint, loaded if it is not."""
-        return host.load_checkpoint()
+        """The WebUI's checkpoint, loaded if it is not. Raises `WorkbenchError`."""
+        try:
+            checkpoint = host.load_checkpoint()
+        except Exception as error:  # whatever the host says
+            raise WorkbenchError(f"the checkpoint cannot be loaded: {error}") from error
+        if checkpoint is None:
+            raise WorkbenchError("no checkpoint is loaded; choose one in the WebUI")
+        return checkpoint
 
     @cached_property
     def space(self) -> LatentSpace:
@@ -178,7 +189,7 @@ class Workbench:
             values = host.decode(self.checkpoint, latent)
         return pictures.from_tensor(self._finite(values))
 
-    def upscale(self, latent: Tensor, entry: Entry, size: Size) -> Upscaled:
+    def upscale(self, latent: Tensor, entry: Entry, size: Size) -> UpscaledByModel:
         """By a model, in the same way as in a hires pass: its precision, cache and log.
 
         The model's file is fetched first where it is not here and the settings allow it. Raises
@@ -189,7 +200,7 @@ class Workbench:
         with self._doing(f"upscaling with {entry.id}"):
             moved = latent.to(host.device())
             result, seconds = _timed(lambda: job.run(model, moved, size))
-        return Upscaled(result, seconds, model.path)
+        return UpscaledByModel(result, seconds, model.path)
 
     def bicubic(self, latent: Tensor, size: Size) -> Upscaled:
         """By bicubic interpolation, as the WebUI's "Latent (bicubic antialiased)"."""

@@ -46,7 +46,7 @@ def test_a_picture_becomes_larger(webui: Double, capsys: pytest.CaptureFixture[s
         large = bench.decode(result.latent)
     assert tuple(small.shape) == (1, 4, 8, 12) and size == (16, 24)
     assert large.size == (192, 128)
-    assert result.seconds > 0 and result.model.name == BUNDLED.file.name
+    assert result.seconds > 0 and result.path.name == BUNDLED.file.name
     assert "Latent upscale: bundled-sd15, 12x8 to 24x16 in " in capsys.readouterr().out
 
 
