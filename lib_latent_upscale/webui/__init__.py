@@ -25,6 +25,7 @@ def install() -> None:
     script_callbacks.on_before_ui(xyz.install)  # where a host loads its scripts after ours
     script_callbacks.on_after_component(dropdown.add_refresh_button(hires.refresh))
     script_callbacks.on_app_started(_add_api)
+    script_callbacks.on_ui_tabs(_tab)
     script_callbacks.on_script_unloaded(uninstall)
 
 
@@ -34,8 +35,17 @@ def _add_api(_page: Any, app: Any) -> None:
     api.add_to(app)
 
 
+def _tab() -> list[tuple[Any, str, str]]:
+    from . import tab  # not with --nowebui
+
+    return tab.build()
+
+
 def uninstall() -> None:
     """Takes out what `install` put in."""
+    from . import results
+
+    results.forget()
     hires.uninstall()
     img2img.uninstall()
     xyz.uninstall()
