@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +14,7 @@ from safetensors.torch import save_file
 
 from ..misbehaving import MisbehavingServer, misbehaving_server
 from ..webui.double import VARIANTS, Double, Job
+from ..webui.served import application, served
 from .real import RealWebUI
 
 
@@ -22,6 +25,12 @@ class Host(Protocol):
     """A folder in which the extension looks for weights before its own, and fetches to."""
     mirror: MisbehavingServer
     """Where it fetches from; nothing else can be reached."""
+    credentials: tuple[str, str] | None
+    """User and password of its API."""
+
+    @property
+    def url(self) -> str:
+        """The address of its API, without an ending slash."""
 
     def latent_upscale_modes(self) -> list[str]: ...
 
@@ -51,6 +60,17 @@ class _DoubleHost:
         key = "conditioner.embedders.0.transformer.text_model.final_layer_norm.bias"
         file = self.double.checkpoint_files["sdxl"] = models / "checkpoint.safetensors"
         save_file({key: torch.zeros(1)}, file)
+        self.credentials = ("user", "secret")
+        self.double.shared.cmd_opts.api_auth = ":".join(self.credentials)
+        self._exits = ExitStack()
+        self._exits.callback(self.double.close)
+
+    @cached_property
+    def url(self) -> str:
+        return self._exits.enter_context(served(application(self.double)))
+
+    def close(self) -> None:
+        self._exits.close()
 
     def latent_upscale_modes(self) -> list[str]:
         return self.double.latent_upscale_modes()
@@ -122,4 +142,4 @@ def host(
         patch.setenv("LATENT_UPSCALE_MIRROR", mirror.base)
         double = _DoubleHost(request.param.removeprefix("double-"), models, mirror)
         yield double
-        double.double.close()
+        double.close()

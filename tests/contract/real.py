@@ -44,6 +44,11 @@ class RealWebUI:
         self._log = scratch / "log.txt"
         self._link = self._link_extension()
         self._port = _free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
+        arguments = shlex.split(os.environ.get("LATENT_UPSCALE_WEBUI_ARGS", ""))
+        auth = arguments[arguments.index("--api-auth") + 1] if "--api-auth" in arguments else ""
+        user, _, password = auth.partition(",")[0].partition(":")
+        self.credentials = (user, password) if auth else None
         # No proxy between us and the loopback.
         self._http = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         self._process: subprocess.Popen[bytes] | None = None
@@ -126,8 +131,11 @@ class RealWebUI:
     def _ask(self, route: str, payload: dict[str, Any] | None = None) -> Any:
         """The answer to a GET, or with a payload to a POST, errors of the API included."""
         body = None if payload is None else json.dumps(payload).encode()
-        url = f"http://127.0.0.1:{self._port}/sdapi/v1/{route}"
-        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json"}
+        if self.credentials is not None:
+            known = base64.b64encode(":".join(self.credentials).encode()).decode()
+            headers["Authorization"] = f"Basic {known}"
+        request = urllib.request.Request(f"{self.url}/sdapi/v1/{route}", body, headers)
         try:
             with self._http.open(request, timeout=_ANSWER_SECONDS) as answer:
                 return json.load(answer)
