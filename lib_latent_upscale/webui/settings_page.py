@@ -26,6 +26,7 @@ def add(refresh: Callable[[], None]) -> None:
 
 def _add_models(refresh: Callable[[], None]) -> None:
     import gradio as gr
+    from modules.ui_components import DropdownMulti
 
     for space in SPACES.values():
         key = settings.default_key(space)
@@ -45,8 +46,8 @@ def _add_models(refresh: Callable[[], None]) -> None:
         "Models in the dropdown of Hires. fix",
         "none chosen: all; the button beside the dropdown brings a change there; the others still "
         "work by their names, in requests and pasted parameters",
-        component=gr.Dropdown,
-        component_args=_choices(settings.SHOWN_KEY, _labels, multiselect=True),
+        component=DropdownMulti,  # an update of gr.Dropdown takes no `multiselect`
+        component_args=_choices(settings.SHOWN_KEY, _labels),
         refresh=refresh,
     )
     _add(
@@ -160,9 +161,7 @@ def _add(key: str, default: Any, label: str, info: str, **how: Any) -> None:
     shared.opts.add_option(key, option)
 
 
-def _choices(
-    key: str, found: Callable[[], Iterable[str]], **more: Any
-) -> Callable[[], dict[str, Any]]:
+def _choices(key: str, found: Callable[[], Iterable[str]]) -> Callable[[], dict[str, Any]]:
     """A dropdown's arguments, worked out when it is made and when it is refreshed.
 
     What the setting holds is always among the choices: a model whose file is gone for now must
@@ -175,7 +174,7 @@ def _choices(
         choices, value = list(found()), shared.opts.data.get(key)
         kept = value if isinstance(value, list) else [value]
         choices += [one for one in kept if isinstance(one, str) and one and one not in choices]
-        return {"choices": choices, **more}
+        return {"choices": choices}
 
     return arguments
 

@@ -377,6 +377,8 @@ class Double:
                 raise AttributeError(name)
             return type(name, (), {})
 
+        components = {name: type(name, (), {}) for name in ("DropdownMulti", "ToolButton")}
+        self._module("modules.ui_components", **components)
         self._module("gradio", __getattr__=component)
         return job_class
 
