@@ -228,11 +228,3 @@ def progress_bar(text: str) -> Iterator[Callable[[int, int | None], None]]:
     finally:
         for name, value in before.items():
             setattr(state, name, value)
-
-
-def show_part(done: int, total: int) -> None:
-    """Puts the WebUI's progress bar at that part of what is done in several steps."""
-    from modules import shared
-
-    shared.state.job_count, shared.state.job_no = total, done
-    shared.state.sampling_steps = shared.state.sampling_step = 0
