@@ -345,9 +345,11 @@ def test_a_request_cannot_change_where_files_come_from(host: Host) -> None:
 def test_a_running_network_shows_and_stops_within_a_second(host: Host, button: str) -> None:
     path = host.models / "slow-sd15.safetensors"
     torch.manual_seed(0)
-    network = City96(channels=4, dim=96, depth=128, scale=2.0)
+    network = City96(channels=4, dim=128, depth=128, scale=2.0)
     save_file(network.state_dict(), path, {"scale": "2.0"})
-    payload = {**HIRES, "hr_upscaler": "Latent (slow-sd15)", "width": 256, "height": 256}
+    # A second pass of the network, for little: slow for the network, quick for the host.
+    payload = {**HIRES, "width": 128, "height": 128, "hr_scale": 2.25}
+    payload["hr_upscaler"] = "Latent (slow-sd15)"
     try:
         job = Running(host, payload)
         job.until(lambda: network_runs(host), seconds=120)
