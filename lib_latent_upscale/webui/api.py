@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from PIL import Image
 from torch import Tensor
 
 from .. import __version__, latent_files
@@ -190,7 +191,19 @@ def unload(request: UnloadRequest) -> Any:
         return Unloaded(models=unloaded)
 
 
-@router.post("/upscale", response_model=UpscaleAnswer, response_model_exclude_none=True)
+_EXAMPLE = {
+    "picture": base64.b64encode(pictures.to_png(Image.new("RGB", (64, 64), "teal"))).decode(),
+    "model": "bundled-sd15",
+    "factor": 2,
+}
+
+
+@router.post(
+    "/upscale",
+    response_model=UpscaleAnswer,
+    response_model_exclude_none=True,
+    openapi_extra={"requestBody": {"content": {"application/json": {"example": _EXAMPLE}}}},
+)
 def upscale(request: UpscaleRequest) -> Any:
     """Makes a picture or a latent larger by a model; waits for its turn as every job.
 
