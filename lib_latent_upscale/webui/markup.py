@@ -154,9 +154,8 @@ def progress(download: Download) -> str:
     return (
         f'<div class="latent_upscale_message latent_upscale_progress" role="status">'
         f"<span>{escape(download.id)}: {what}</span>"
-        f'<progress value="{download.done}"{total}></progress>'
-        f'<button type="button" class="latent_upscale_button" data-action="stop" '
-        f'data-model="{escape(download.id)}">Stop</button></div>'
+        # No button here: this is made anew so often that a click would miss it.
+        f'<progress value="{download.done}"{total}></progress></div>'
     )
 
 
