@@ -30,12 +30,11 @@ def _add_models(refresh: Callable[[], None]) -> None:
 
     for space in SPACES.values():
         key = settings.default_key(space)
-        _add(
+        _add_dropdown(
             key,
             settings.AUTOMATIC,
             f'Model for "Latent (neural)" with {space.label} checkpoints',
             "automatic: the one that this extension recommends",
-            component=gr.Dropdown,
             component_args=_choices(key, partial(_defaults, space)),
             refresh=refresh,
             infotext=settings.default_infotext(space),
@@ -60,12 +59,11 @@ def _add_models(refresh: Callable[[], None]) -> None:
         component_args={"choices": [settings.ERROR, settings.DEFAULT]},
         infotext=settings.MISFIT_INFOTEXT,
     )
-    _add(
+    _add_dropdown(
         settings.IMG2IMG_KEY,
         settings.OFF,
         'Network for img2img\'s "Just resize (latent upscale)"',
         f"{settings.OFF}: the WebUI's own interpolation",
-        component=gr.Dropdown,
         component_args=_choices(
             settings.IMG2IMG_KEY, lambda: [settings.OFF, models.NEURAL, *_labels()]
         ),
@@ -159,6 +157,16 @@ def _add(key: str, default: Any, label: str, info: str, **how: Any) -> None:
 
     option = shared.OptionInfo(default, label, section=_SECTION, **how).info(info)
     shared.opts.add_option(key, option)
+
+
+def _add_dropdown(key: str, default: Any, label: str, info: str, **how: Any) -> None:
+    """As `_add`. A page with gradio 4 does not hang an explanation on a dropdown, as it does on
+    all else: there the dropdown gets it itself."""
+    import gradio as gr
+
+    old = gr.__version__.partition(".")[0] == "3"
+    component = gr.Dropdown if old else partial(gr.Dropdown, info=info)
+    _add(key, default, label, info, component=component, **how)
 
 
 def _choices(key: str, found: Callable[[], Iterable[str]]) -> Callable[[], dict[str, Any]]:

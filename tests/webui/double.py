@@ -379,7 +379,8 @@ class Double:
 
         components = {name: type(name, (), {}) for name in ("DropdownMulti", "ToolButton")}
         self._module("modules.ui_components", **components)
-        self._module("gradio", __getattr__=component)
+        version = "4.40.0" if self.variant == "forge" else "3.41.2"
+        self._module("gradio", __getattr__=component, __version__=version)
         return job_class
 
     def _module(self, name: str, **content: Any) -> Any:

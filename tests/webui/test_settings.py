@@ -61,6 +61,19 @@ def test_choices_of_a_default_are_the_models_of_its_space(a1111: Double, space: 
     assert getattr(a1111.shared.opts, f"latent_upscale_default_{space}") == "automatic"
 
 
+def test_dropdowns_explain_themselves_where_the_page_does_not(webui: Double) -> None:
+    found = ours(webui)["latent_upscale_default_flux"]
+    given = getattr(found.component, "keywords", {})
+    text = "automatic: the one that this extension recommends"
+    assert given == ({"info": text} if webui.variant == "forge" else {})
+
+
+def test_only_choices_are_updated(a1111: Double) -> None:
+    # The hosts give these arguments to gradio's update, too, which in gradio 3 takes no others.
+    updated = [info.component_args() for info in ours(a1111).values() if info.refresh]
+    assert len(updated) == 6 and all(list(one) == ["choices"] for one in updated)
+
+
 def test_a_choice_outlives_its_file(a1111: Double, models: Path) -> None:
     # Else gradio would lose it from the page, and the next "Apply settings" from the settings.
     opts, mine = a1111.shared.opts.data, "Latent (mine-sd15)"
