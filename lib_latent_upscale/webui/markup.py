@@ -141,7 +141,8 @@ def _state(item: Item, is_under_way: bool) -> str:
 def progress(download: Download) -> str:
     """How far a download is, and how it ended."""
     if download.state is State.FAILED:
-        return message(f"{download.id}: {download.error}", is_error=True)
+        error = download.error or ""
+        return message(error if download.id in error else f"{download.id}: {error}", is_error=True)
     if download.state is State.DONE:
         return message(f"{download.id}: {megabytes(download.done)} fetched and checked")
     if download.state is State.STOPPED:
