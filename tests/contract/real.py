@@ -152,6 +152,10 @@ class RealWebUI:
                 return one["title"]
         pytest.skip(f"no checkpoint here has {space} in its name")
 
+    def choose(self, space: str) -> None:
+        """Makes a checkpoint of that latent space the one that the page works with."""
+        self._ask("options", {"sd_model_checkpoint": self.checkpoint(space)})
+
     def txt2img(self, payload: dict[str, Any], checkpoint: str = "sd15") -> Job:
         """A job by the API, with a checkpoint of that latent space."""
         settings = {"sd_model_checkpoint": self.checkpoint(checkpoint)}

@@ -281,7 +281,7 @@ def test_refreshing_finds_new_files(page: Page, models: Path) -> None:
     shutil.copy(files.MODEL_FOLDER / BUNDLED.file.name, models / "mine-sd15.safetensors")
     page.press("refresh")
     assert "Latent (mine-sd15)" in page["labels"].described["choices"]
-    assert actions(page, "mine-sd15") == ["verify"]
+    assert actions(page, "mine-sd15.safetensors") == ["verify"]
 
 
 # The list of models
