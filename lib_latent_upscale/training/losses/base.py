@@ -21,6 +21,9 @@ class Loss(nn.Module, ABC):
     on: ClassVar[tuple[Kind, ...]] = ("latent", "picture")
     """What it can compare."""
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def forward(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Two tensors (N, C, H, W) of one shape -> a scalar, float32 or float64.
 
