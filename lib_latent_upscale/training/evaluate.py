@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..catalog import Entry, entries
+from ..catalog import CATALOG, Entry, entries
 from ..inference import LatentUpscaler, load
 from ..spaces import SPACES, LatentSpace
 from ..weights import files, hand_placed
@@ -30,6 +30,7 @@ from . import sheets
 from .errors import TrainingError
 from .evaluation import FIGURES, Result, bicubic, by_model, evaluate, through_the_picture
 from .evaluation_pictures import find_pictures, read_pairs, sides
+from .trained import load_upscaler
 from .vae import open_vae
 
 
@@ -94,8 +95,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--models",
         nargs="*",
         metavar="ID_OR_FILE",
-        help="models to measure: ids of the catalogue whose files are here, or files, "
-        "NAME=FILE to call one NAME (default: every model of this space that is here)",
+        help="models to measure: ids of the catalogue whose files are here, files, or folders of "
+        "runs; NAME=FILE to call one NAME (default: every model of this space that is here)",
     )
     parser.add_argument(
         "--factor", type=float, nargs="+", default=[2.0], metavar="F", help="factors (2)"
@@ -125,7 +126,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """The command. Raises `TrainingError`, `WeightsError` or `OSError`: the user's to mend."""
+    """The command. Raises `TrainingError` for what the user can put right."""
+    try:
+        return _run(options)
+    except (WeightsError, OSError) as error:
+        raise TrainingError(str(error)) from error
+
+
+def _run(options: argparse.Namespace) -> int:
     space = SPACES[options.space]
     paths = find_pictures(options.pictures)[: options.limit]
     sizes = [sides(options.size, factor) for factor in options.factor]
@@ -175,7 +183,13 @@ def _here(entry: Entry) -> str | None:
 
 
 def _loaded(id_or_file: str, space: LatentSpace, device: str) -> LatentUpscaler:
-    upscaler = load(id_or_file, device)
+    if id_or_file in CATALOG:
+        upscaler = load(id_or_file, device)
+    else:
+        try:
+            upscaler = load_upscaler(Path(id_or_file), device)
+        except WeightsError:  # perhaps it does not say its space
+            upscaler = load_upscaler(Path(id_or_file), device, space.id)
     if upscaler.space is not space:
         raise TrainingError(
             f"{id_or_file} is for {upscaler.space.label} latents; --space {space.id} was given"
@@ -222,9 +236,3 @@ def _device_name(device: str) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     return f"{device} ({platform.machine()})"
-
-
-if __name__ == "__main__":
-    _parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(_parser)
-    sys.exit(run(_parser.parse_args()))

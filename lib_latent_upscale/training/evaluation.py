@@ -21,6 +21,9 @@ from .vae import Vae, to_images
 
 Size = tuple[int, int]
 
+BICUBIC, THROUGH_THE_PICTURE = "bicubic on the latent", "through the picture"
+"""The names of the ways that need no model."""
+
 FIGURES: Mapping[str, str] = {
     "psnr": "PSNR dB",
     "ssim": "SSIM",
@@ -47,7 +50,7 @@ class Way:
 def bicubic() -> Way:
     """Torch's bicubic interpolation of the latent itself."""
     return Way(
-        "bicubic on the latent",
+        BICUBIC,
         lambda latent, size: F.interpolate(latent, size=size, mode="bicubic", antialias=True),
     )
 
@@ -66,7 +69,7 @@ def through_the_picture(vae: Vae) -> Way:
         large = F.interpolate(picture, size=pixels, mode="bicubic", antialias=True)
         return RAW.to(vae.space.unet, vae.encode(large.clamp(-1, 1)))
 
-    return Way("through the picture", upscale)
+    return Way(THROUGH_THE_PICTURE, upscale)
 
 
 @dataclass(frozen=True)

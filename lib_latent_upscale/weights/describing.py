@@ -67,6 +67,17 @@ def describe(
     return Description(entry, architecture, latents, input_scale, hyperparameters, factor, label)
 
 
+def input_scale_of(told: str, space: LatentSpace) -> LatentScale | None:
+    """The scale of "raw", "unet", or a factor of raw latents near a VAE's; None for other texts."""
+    if told in ("raw", "unet"):
+        return RAW if told == "raw" else space.unet
+    try:
+        factor = float(told)
+    except ValueError:
+        return None
+    return LatentScale(factor) if 1e-3 <= factor <= 1e3 else None
+
+
 def _told(shapes: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[str, Any]:
     """The hyperparameters that the metadata tell, of those that the weights do not show."""
     network = identify(shapes)
@@ -132,19 +143,10 @@ def _latents(
             + (f"; {space_id[:50]!r} is no latent space known here" if space_id else "")
         )
     wanted = metadata.get("input", "raw")
-    scale = {"raw": RAW, "unet": space.unet}.get(wanted) or _number_scale(wanted)
+    scale = input_scale_of(wanted, space)
     if scale is None:
         raise WeightsError(
             f'{path}: its "input" is "raw", "unet" or a scaling factor such as 0.13025, not '
             f"{wanted[:50]!r}"
         )
     return space, scale
-
-
-def _number_scale(text: str) -> LatentScale | None:
-    """Raw latents times a number, which is a VAE's scaling factor or near one."""
-    try:
-        factor = float(text)
-    except ValueError:
-        return None
-    return LatentScale(factor) if 1e-3 <= factor <= 1e3 else None
