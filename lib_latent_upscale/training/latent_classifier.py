@@ -132,8 +132,9 @@ def load(path: Path | str) -> LatentClassifier:
         model = LatentClassifier(space, labels, int(file.metadata["width"]))
         model.load_state_dict(dict(file.tensors))
     except (WeightsError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:300]
         raise TrainingError(
-            f"{path} is no classifier of latents ({error}); "
+            f"{path} is no classifier of latents ({why}); "
             "python -m lib_latent_upscale.training classifier makes one"
         ) from error
     return model.eval().requires_grad_(False)

@@ -1,10 +1,12 @@
-"""Torchvision beside a torch of another build, as CPU torch and PyPI's torchvision are."""
+"""What tests of training share, and torchvision beside a torch of another build."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 import torch
 
 
@@ -34,3 +36,12 @@ def declare_missing_operators() -> torch.library.Library | None:
 
 # Here and not in a fixture: test files ask for timm and lpips while they are collected.
 _DECLARED = declare_missing_operators()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For small tensors: where other processes run too, threads wait longer than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -13,6 +13,8 @@ from lib_latent_upscale.training.errors import TrainingError
 from lib_latent_upscale.training.latent_classifier import LatentClassifier
 from lib_latent_upscale.training.vae import TinyVae
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class CountingVae(TinyVae):
     """A small random decoder that counts what it decodes."""

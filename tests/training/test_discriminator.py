@@ -13,6 +13,8 @@ from lib_latent_upscale.training.criterion import Criterion, Term
 from lib_latent_upscale.training.discriminator import KINDS, Adversary, build
 from lib_latent_upscale.training.errors import TrainingError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def small_network(seed: int = 1) -> nn.Module:
     """A discriminator without batch statistics, so that its scores can be asked for again."""

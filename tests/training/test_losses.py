@@ -20,6 +20,8 @@ from lib_latent_upscale.training.losses.contextual import Contextual, contextual
 from lib_latent_upscale.training.losses.hfen import log_kernel
 from lib_latent_upscale.training.losses.structural import SCALE_WEIGHTS
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ndimage = pytest.importorskip("scipy.ndimage", reason="scipy computes what losses are to give")
 metrics = pytest.importorskip("skimage.metrics", reason="scikit-image has the SSIM to compare with")
 

@@ -79,7 +79,8 @@ def _fill(trunk: nn.Module, path: Path, net: str) -> None:
         own = {key: weights[re.sub(r"^slice\d+", "features", key)] for key in trunk.state_dict()}
         trunk.load_state_dict(own)
     except (WeightsError, KeyError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:300]
         raise TrainingError(
-            f"{path} does not hold the weights of LPIPS's {net!r} ({error}); they are "
+            f"{path} does not hold the weights of LPIPS's {net!r} ({why}); they are "
             f"https://download.pytorch.org/models/{TRUNKS[net]}"
         ) from error
