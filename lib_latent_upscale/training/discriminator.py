@@ -7,6 +7,7 @@ with as many input channels as the latents have.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch.optim import Optimizer
 from .errors import TrainingError
 
 NAME = "tf_efficientnetv2_b0"
+FEWEST = 4
+"""Values that the network's batch normalisation is to have of every channel."""
 KINDS = ("vanilla", "least_squares", "hinge", "relativistic")
 
 
@@ -55,6 +58,9 @@ class Adversary:
     average: called before each step with the network, to average its gradients over the processes
         of a run. Batch statistics stay each process's own.
 
+    Raises `TrainingError` for an unknown kind and, when it is asked, for batches that are too
+    small for the network's normalisation.
+
     A step of the discriminator is `backward` for every part of the batch, then `step`; or `update`
     for a batch in one part.
     """
@@ -72,6 +78,7 @@ class Adversary:
             raise TrainingError(f"an adversarial loss is one of {', '.join(KINDS)}, not {kind!r}")
         self.network, self.optimizer, self.kind = network.train(), optimizer, kind
         self.precision, self.average = precision, average
+        self._stride = _batch_stride(network)
 
     def generator_loss(self, predicted: Tensor, target: Tensor | None = None) -> Tensor:
         """How clearly predictions (N, C, H, W) are told from real latents: a scalar.
@@ -147,21 +154,34 @@ class Adversary:
         self.optimizer.load_state_dict(state["optimizer"])
 
     def _scores(self, latents: Tensor) -> Tensor:
+        self._check_batch(latents)
         autocast = torch.autocast(
             latents.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16
         )
-        try:
-            with autocast:
-                scores: Tensor = self.network(latents)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise TrainingError(
-                "the discriminator normalises over a batch, and a batch of one latent of "
-                f"{latents.shape[-2]}x{latents.shape[-1]} leaves it nothing to compare: choose a "
-                "batch of 2 or more, or larger crops"
-            ) from error
+        with autocast:
+            scores: Tensor = self.network(latents)
         return scores if scores.dtype == torch.float64 else scores.float()
+
+    def _check_batch(self, latents: Tensor) -> None:
+        """Normalised over two or three values, gradients grow by the layer: to 1e10, measured."""
+        if self._stride is None:
+            return
+        height, width = (math.ceil(side / self._stride) for side in latents.shape[-2:])
+        if len(latents) * height * width < FEWEST:
+            raise TrainingError(
+                f"the discriminator normalises over the batch, and of {len(latents)} latents of "
+                f"{latents.shape[-2]}x{latents.shape[-1]} its last layers have fewer than {FEWEST} "
+                f"values: choose a batch of {FEWEST} or more, or a crop that makes the large "
+                f"latents larger than {self._stride}"
+            )
+
+
+def _batch_stride(network: nn.Module) -> int | None:
+    """Latent pixels per value, along each side, of the last layers of a network of timm; None for
+    others, and for those that do not normalise over the batch."""
+    stages = getattr(network, "feature_info", None)
+    normalises = any(isinstance(one, nn.BatchNorm2d) for one in network.modules())
+    return int(stages[-1]["reduction"]) if stages and normalises else None
 
 
 def _cross_entropy(scores: Tensor, label: float) -> Tensor:

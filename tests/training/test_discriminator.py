@@ -175,8 +175,23 @@ def test_the_published_discriminator() -> None:
     before = [parameter.clone() for parameter in network.parameters()]
     assert one.update(fake, real).isfinite()
     assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters()))
-    with pytest.raises(TrainingError, match="batch of 2 or more"):
-        one.generator_loss(fake[:1])
+
+
+def test_too_small_batches_for_the_published_discriminator_are_refused() -> None:
+    """Over two values, batch normalisation made gradients of 1e10."""
+    pytest.importorskip("timm")
+    torch.manual_seed(4)
+    one = adversary(network=build(4))
+    for shape in ((1, 32, 32), (2, 24, 24), (3, 8, 32)):
+        latent = torch.randn(shape[0], 4, *shape[1:])
+        for ask in (one.generator_loss, one.discriminator_loss):
+            with pytest.raises(TrainingError, match="a batch of 4 or more, or a crop"):
+                ask(latent, latent)
+    for shape in ((4, 24, 24), (1, 40, 40)):
+        latent = torch.randn(shape[0], 4, *shape[1:], requires_grad=True)
+        one.generator_loss(latent, latent).backward()
+        assert latent.grad is not None
+        assert 0 < latent.grad.norm() < 1e5
 
 
 def test_what_cannot_be_built_is_told() -> None:
