@@ -31,7 +31,13 @@ class Foreign(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         height, width = self.output_size(*x.shape[-2:])
-        return self.network(x)[..., :height, :width]
+        result: Tensor = self.network(x)
+        if result.shape[1] != self.channels or result.shape[-2] < height:
+            raise TrainingError(
+                f"{self.architecture} makes {tuple(result.shape)} of {tuple(x.shape)}, not a latent "
+                f"{self.scale} times larger: choose other parameters"
+            )
+        return result[..., :height, :width]
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) that this network makes of a latent of that size."""

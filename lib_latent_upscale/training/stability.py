@@ -44,11 +44,10 @@ class Watch:
 
     def judge(self, loss: float, gradient_norm: float) -> Verdict:
         """What this step is. An odd or broken loss does not change what is usual."""
-        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
-            return "broken"
-        if self.seen >= self.limits.learning and loss > self.threshold:
+        numbers = math.isfinite(loss) and math.isfinite(gradient_norm)
+        if not numbers or (self.seen >= self.limits.learning and loss > self.threshold):
             self.streak += 1
-            return "broken" if self.streak >= self.limits.patience else "odd"
+            return "odd" if numbers and self.streak < self.limits.patience else "broken"
         self.streak = 0
         self._learn(loss)
         return "good"

@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         group.add_argument("--" + name.replace("_", "-"), metavar="VALUE", help=words)
     group.add_argument("--loss", action="append", metavar="NAME=WEIGHT[,...]",
         help="a loss in place of the recipe's, several times for several: l1=0.08, "
-        "fft=1,start=1000, l1=1,on=picture (of the decoded latents), huber=1,delta=0.1")  # fmt: skip
+        "fft=1,start=1000, l1=1,on=picture (of decoded latents), huber=1,delta=0.1")  # fmt: skip
     group.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
         help="any setting: factor=1.5, scale=unet, network.dim=24, network.depths=2,2, "
         "network.weights=FILE (begin from these), network.dropout=0.5, "

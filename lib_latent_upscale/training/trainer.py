@@ -218,15 +218,14 @@ class Trainer:
 
     def _roll_back(self, loss: float, norm: float) -> None:
         """Back to the last good checkpoint; the pairs at fault are passed over from now on."""
-        broke_at = self.step
-        odd = max(1, self.watch.streak) * self.settings.recipe.accumulation
-        suspects = self._recent[-odd - self.settings.recipe.accumulation :]
+        broke_at, first_odd = self.step, self.step - self.watch.streak + 1
+        suspects = self._recent[-(self.watch.streak + 1) * self.settings.recipe.accumulation :]
         rollbacks, skipped = list(self.rollbacks), self.skipped | set(suspects)
         distributed.wait()
         if self.process.is_first:
             steps = self.checkpoints.steps()
-            if len(steps) > 1 and broke_at - steps[-1] <= self.limits.patience:
-                # Saved after the harm was done, before it was seen.
+            if len(steps) > 1 and steps[-1] >= first_odd:
+                # Saved after the harm was done, before the next loss showed it.
                 self.checkpoints.remove_after(steps[-2])
         distributed.wait()
         state = self.checkpoints.load_latest(self.process.device)
