@@ -141,9 +141,9 @@ def _run(options: argparse.Namespace) -> int:
     _announce(options, space, paths, sizes, models)
     if options.dry_run:
         return 0
+    loaded = [by_model(_loaded(file, space, options.device), name) for name, file in models]
     vae = open_vae(options.vae, space, options.decoder).to(options.device)
-    ways = [bicubic(), through_the_picture(vae)]
-    ways[1:1] = [by_model(_loaded(file, space, options.device), name) for name, file in models]
+    ways = [bicubic(), *loaded, through_the_picture(vae)]
     results = []
     for factor in options.factor:
         pairs = tqdm(paths, desc=f"x{factor:g}", unit="picture", file=sys.stderr)

@@ -177,7 +177,7 @@ def _encoded(vae: Vae, picture: Tensor, seed: int) -> Tensor:
     A VAE's latents are drawn: every picture's is drawn the same way each time.
     """
     generator = torch.Generator().manual_seed(seed)
-    return RAW.to(vae.space.unet, vae.encode(2 * picture - 1, generator))
+    return RAW.to(vae.space.unet, vae.encode(2 * picture.to(vae.device) - 1, generator))
 
 
 def _decoded(vae: Vae, latent: Tensor) -> Tensor:
