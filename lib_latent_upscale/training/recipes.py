@@ -79,12 +79,14 @@ def from_json(said: Mapping[str, Any]) -> Recipe:
     """A recipe from what `Recipe.as_json` gave."""
     network = dict(said["network"])
     network["parameters"] = _tuples(network["parameters"])
-    terms = tuple(Term(**term) for term in said["terms"])
+    terms = (Term(**{**term, "options": _tuples(term["options"])}) for term in said["terms"])
     rest = {key: value for key, value in said.items() if key not in ("network", "terms")}
-    return Recipe(network=NetworkSpec(**network), terms=terms, **rest)
+    rest["optimizer_options"] = _tuples(rest["optimizer_options"])
+    return Recipe(network=NetworkSpec(**network), terms=tuple(terms), **rest)
 
 
 def _tuples(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists, which JSON has of them, as the tuples that they were."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in parameters.items()}
 
 

@@ -35,7 +35,7 @@ NETWORKS: Mapping[str, Mapping[str, Any]] = {
     "DITN": {"dim": 8, "ITL_blocks": 1, "SAL_blocks": 1},
     "OmniSR": {"num_feat": 16, "res_num": 1, "window_size": 4},
     "GRL": {
-        "embed_dim": 12, "upsampler": "pixelshuffle", "depths": (2,), "num_heads_window": (1,),
+        "embed_dim": 24, "upsampler": "pixelshuffle", "depths": (2,), "num_heads_window": (1,),
         "num_heads_stripe": (1,), "window_size": 4, "stripe_size": (4, 4),
     },
 }  # fmt: skip
