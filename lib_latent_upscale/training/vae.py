@@ -32,6 +32,7 @@ class Vae(ABC):
 
     def __init__(self, space: LatentSpace, name: str, precision: Precision = "fp32") -> None:
         self.space, self.name, self.precision = space, name, precision
+        self.device = torch.device("cpu")
 
     def encode(
         self, pictures: Tensor, generator: Generator | Sequence[Generator] | None = None
@@ -55,9 +56,25 @@ class Vae(ABC):
         """
         return self._decode(latents.float())
 
-    @abstractmethod
+    @property
+    def encodes(self) -> bool:
+        """Whether it has an encoder."""
+        return True
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it has a decoder."""
+        return True
+
     def to(self, device: torch.device | str) -> Vae:
         """Moves the weights; returns itself."""
+        self.device = torch.device(device)
+        for module in self._modules():
+            module.to(self.device)
+        return self
+
+    @abstractmethod
+    def _modules(self) -> Sequence[nn.Module]: ...
 
     @abstractmethod
     def _encode(
@@ -85,11 +102,16 @@ class TinyVae(Vae):
         super().__init__(space, name, precision)
         self.encoder, self.decoder = encoder, decoder
 
-    def to(self, device: torch.device | str) -> TinyVae:
-        for part in (self.encoder, self.decoder):
-            if part is not None:
-                part.to(device)
-        return self
+    @property
+    def encodes(self) -> bool:
+        return self.encoder is not None
+
+    @property
+    def decodes(self) -> bool:
+        return self.decoder is not None
+
+    def _modules(self) -> Sequence[nn.Module]:
+        return [part for part in (self.encoder, self.decoder) if part is not None]
 
     def _encode(
         self, pictures: Tensor, generator: Generator | Sequence[Generator] | None
@@ -121,9 +143,8 @@ class DiffusersVae(Vae):
         super().__init__(space, name, precision)
         self.model = model.float().eval().requires_grad_(False)
 
-    def to(self, device: torch.device | str) -> DiffusersVae:
-        self.model.to(device)
-        return self
+    def _modules(self) -> Sequence[nn.Module]:
+        return [self.model]
 
     def _encode(
         self, pictures: Tensor, generator: Generator | Sequence[Generator] | None
