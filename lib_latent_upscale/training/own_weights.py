@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import nn
 
 from ..architectures import identify
 from ..architectures.network import Shapes, StateDictError
 from ..spaces import LatentSpace
+from ..weights import writing
 from . import networks
 from .networks import NetworkSpec
 from .recipes import Recipe
@@ -27,7 +27,6 @@ def metadata_of(
     """What the library reads of a file (see `weights.describing`), and where it comes from."""
     spec = recipe.network
     told = {
-        "format": "pt",
         "architecture": spec.architecture,
         "space": space.id,
         "input": recipe.scale,
@@ -48,11 +47,11 @@ def write(
 ) -> None:
     """Writes the weights in float32, whole or not at all."""
     weights = network.to_state_dict()  # type: ignore[operator]
-    tensors = {key: value.detach().float().cpu().contiguous() for key, value in weights.items()}
+    tensors = {key: value.detach().float().cpu() for key, value in weights.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
-        save_file(tensors, part, {**metadata, "figures": json.dumps(figures)})
+        writing.write(part, tensors, {**metadata, "figures": json.dumps(figures)})
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

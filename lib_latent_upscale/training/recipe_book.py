@@ -19,7 +19,8 @@ CITY96 = "https://github.com/city96/SD-Latent-Upscaler"
 TTL = "https://github.com/Ttl/ComfyUi_NNLatentUpscale"
 
 
-_ADVERSARIAL = Term("adversarial", 0.01)
+# At this weight its gradient begins at half of that of L1 x 0.08.
+_ADVERSARIAL = Term("adversarial", 1e-4)
 
 _DAT = Recipe(
     name="dat-6x6",

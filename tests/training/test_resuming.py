@@ -23,7 +23,6 @@ from lib_latent_upscale.training.parts import assemble
 from lib_latent_upscale.training.settings import Settings
 from lib_latent_upscale.training.stopping import Stop
 from lib_latent_upscale.training.trainer import Trainer
-from lib_latent_upscale.weights import reading
 
 from .tiny import settings, write_pairs
 
@@ -171,10 +170,7 @@ def test_a_killed_process(tmp_path: Path) -> None:
         for key, value in straight[part].items():
             assert torch.equal(value, killed[part][key]), key
     files = [tmp_path / run / "weights" / "best.safetensors" for run in ("straight", "killed")]
-    kept = [reading.read(file) for file in files]
-    assert kept[0].metadata == kept[1].metadata
-    for key, value in kept[0].tensors.items():
-        assert torch.equal(value, kept[1].tensors[key]), key
+    assert files[0].read_bytes() == files[1].read_bytes()
     lines = [
         [line["step"] for line in map(json.loads, (tmp_path / run / "curve.jsonl").open())
          if line["kind"] == "train"]
