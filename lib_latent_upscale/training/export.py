@@ -126,7 +126,7 @@ def _change(path: Path, tensors: Mapping[str, Tensor], half: bool) -> float:
         what = describe(path, shapes, trained.read(path).metadata)
         network = from_state_dict(tensors, **what.hyperparameters)
     except (WeightsError, StateDictError, TypeError) as error:
-        reason = str(error).removeprefix(f"{path}: ")
+        reason = str(error).removeprefix(f"{path}: ").replace(str(path), "the file")
         raise TrainingError(
             f"the extension could not load these weights: {reason}"
             + ("; perhaps they do not fit float16: try --float32" if "infinite" in reason else "")
