@@ -165,14 +165,19 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _models(chosen: Sequence[str] | None, space: LatentSpace) -> list[tuple[str | None, str]]:
+def _models(chosen: Sequence[str] | None, space: LatentSpace) -> list[tuple[str, str]]:
     """Names and ids or files of the models to measure."""
     if chosen is None:
         placed = hand_placed.scan(files.model_folders())
         here = [entry for entry in (*entries(space), *placed.entries) if entry.space is space]
         return [(entry.id, path) for entry in here if (path := _here(entry)) is not None]
     split = [one.rpartition("=") for one in chosen]
-    return [(name or None, file) for name, _, file in split]
+    named = [(name or Path(file).name, file) for name, _, file in split]
+    names = [name for name, _ in named]
+    for name in names:
+        if names.count(name) > 1:
+            raise TrainingError(f"two models are called {name}: say NAME=FILE for one of them")
+    return named
 
 
 def _here(entry: Entry) -> str | None:
@@ -202,13 +207,13 @@ def _announce(
     space: LatentSpace,
     paths: Sequence[Path],
     sizes: Sequence[tuple[int, int]],
-    models: Sequence[tuple[str | None, str]],
+    models: Sequence[tuple[str, str]],
 ) -> None:
     print(f"{len(paths)} pictures of {options.pictures}, {space.label} by {options.vae}")
     for factor, (large, small) in zip(options.factor, sizes):
         print(f"x{factor:g}: {small} to {large} px")
     for name, file in models:
-        print(f"model {name or file}" + (f": {file}" if name else ""))
+        print(f"model {name}" + (f": {file}" if name != file else ""))
 
 
 def _sheet_path(path: Path, factor: float, several: bool) -> Path:

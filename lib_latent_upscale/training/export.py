@@ -142,10 +142,12 @@ def _change(path: Path, tensors: Mapping[str, Tensor], half: bool) -> float:
     return change
 
 
-def figures_of(evaluation: Path, way: str | None, space: LatentSpace) -> dict[str, Any]:
+def figures_of(
+    evaluation: Path, way: str | None, space: LatentSpace, usual: str = ""
+) -> dict[str, Any]:
     """A model's figures in a JSON file of `evaluate`, by factor ("x2"), with others' beside them.
 
-    way: what the evaluation calls the model; None where it has only one.
+    way: what the evaluation calls the model; None for the one called `usual`, or the only one.
 
     Raises `TrainingError`.
     """
@@ -154,18 +156,20 @@ def figures_of(evaluation: Path, way: str | None, space: LatentSpace) -> dict[st
         if content["space"] != space.id:
             raise TrainingError(f"{evaluation} is of {content['space']} latents, not {space.id}")
         return {
-            f"x{result['factor']:g}": _figures(evaluation, result, way)
+            f"x{result['factor']:g}": _figures(evaluation, result, way, usual)
             for result in content["results"]
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(f"{evaluation} is no file of evaluate's: {error!r}") from error
 
 
-def _figures(evaluation: Path, result: Mapping[str, Any], way: str | None) -> dict[str, Any]:
+def _figures(
+    evaluation: Path, result: Mapping[str, Any], way: str | None, usual: str
+) -> dict[str, Any]:
     beside = (BICUBIC, THROUGH_THE_PICTURE)
     models = [name for name in result["ways"] if name not in beside]
-    if way is None and len(models) == 1:
-        way = models[0]
+    if way is None:
+        way = usual if usual in models else models[0] if len(models) == 1 else None
     if way not in models:
         raise TrainingError(
             f"{evaluation} has figures of {', '.join(models)}: say which by --figures-of NAME"
@@ -195,7 +199,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--label", default="", help="the name in the dropdown: Latent (LABEL) (the file's name)")
     add("--evaluation", type=Path, metavar="JSON", help="figures, by evaluate --json")
-    add("--figures-of", metavar="NAME", help="what the evaluation calls this model")
+    add(
+        "--figures-of", metavar="NAME", help="what the evaluation calls this model (the run's name)"
+    )
     add("--data", default="", metavar="TEXT", help="what it was trained on (the run's settings)")
     add("--licence", default="", metavar="TEXT", help="of the weights")
     add("--source", default="", metavar="TEXT", help="whose it is, an address perhaps")
@@ -221,7 +227,9 @@ def run(options: argparse.Namespace) -> int:
     if out.exists() and not options.force:
         raise TrainingError(f"{out} is there already: choose another --out, or --force")
     figures = (
-        figures_of(options.evaluation, options.figures_of, space) if options.evaluation else {}
+        figures_of(options.evaluation, options.figures_of, space, name)
+        if options.evaluation
+        else {}
     )
     factor = told.get("factor")
     about = {

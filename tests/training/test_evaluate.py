@@ -264,6 +264,7 @@ def test_without_models_those_of_the_space_that_are_here(
     [
         (["--models", "no-such-model"], "no such file"),
         (["--models", "sudo-dat-6x6-sd15"], "its weights are not in"),
+        (["--models", "a/same", "b/same"], "two models are called same"),
         (["--factor", "1"], "a factor of 1"),
         (["--pictures", "nowhere"], "no pictures"),
         (["--size", "4096", "--models"], "no picture to evaluate on is left"),

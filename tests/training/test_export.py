@@ -188,6 +188,9 @@ def test_figures_come_from_an_evaluation(tmp_path: Path) -> None:
         evaluation.BICUBIC: 20.0, evaluation.THROUGH_THE_PICTURE: 22.0
     }  # fmt: skip
     assert "seconds" not in found
+    evaluation_file(path, "other", "mine")
+    assert export.figures_of(path, None, SD15, usual="mine")["x2"]["psnr"] == 22
+    assert export.figures_of(path, "other", SD15, usual="mine")["x2"]["psnr"] == 21
 
 
 @pytest.mark.parametrize(
