@@ -1,13 +1,13 @@
 """What `train --dry-run` prints: the settings, and what a step will take.
 
-The network is built without memory for its numbers (torch's meta device) and run once on a batch
-of one, while the products are counted and what is kept for the gradient is added up.
+The network is built without memory for its numbers (torch's meta device) and run once on two
+pairs, while the products are counted and what is kept for the gradient is added up.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..architectures.layers.chunks import chunk_limit
 from ..spaces import SPACES
 from . import discriminator, networks, optimizers
-from .errors import TrainingError
 from .parts import has_adversary
 from .recipes import Recipe
 from .settings import Settings
@@ -82,22 +81,18 @@ def describe(settings: Settings) -> str:
 
 def estimate(recipe: Recipe, channels: int, factor: float) -> Estimate:
     """What a step of a recipe takes."""
-    with torch.device("meta"):
-        try:
-            network = networks.build(
-                networks.NetworkSpec(**{**vars(recipe.network), "weights": ""}), channels, factor
-            )
-        except NotImplementedError as error:
-            raise TrainingError(
-                f"{recipe.network.architecture} cannot be estimated: {error}"
-            ) from error
+    spec = replace(recipe.network, weights="")
+    # Without memory for its numbers, which not all of spandrel's can be.
+    device = "meta" if spec.architecture in networks.OWN else "cpu"
+    with torch.device(device):
+        network = networks.build(spec, channels, factor)
     parameters = sum(one.numel() for one in network.parameters())
     states = 2 + _STATES.get(recipe.optimizer, 2) + (1 if recipe.ema else 0)
     fixed = 4 * states * parameters
     half = recipe.precision == "bf16"
-    network.to(torch.bfloat16 if half else torch.float32)
+    network.to(_dtype(half))
     side = round(recipe.crop * factor)
-    small = torch.zeros(2, channels, recipe.crop, recipe.crop, device="meta", dtype=_dtype(half))
+    small = torch.zeros(2, channels, recipe.crop, recipe.crop, device=device, dtype=_dtype(half))
     kept = _Kept(network)
     with (
         chunk_limit(1 << 50),
@@ -108,7 +103,7 @@ def estimate(recipe: Recipe, channels: int, factor: float) -> Estimate:
     flops = counter.get_total_flops() // 2
     pair = kept.bytes // 2
     if has_adversary(recipe.terms):
-        with torch.device("meta"):
+        with torch.device(device):
             adversary = discriminator.build(channels).to(_dtype(half))
         numbers = sum(one.numel() for one in adversary.parameters())
         fixed += 4 * 4 * numbers
