@@ -17,7 +17,7 @@ import lib_latent_upscale
 from lib_latent_upscale.architectures.city96 import City96
 from lib_latent_upscale.architectures.compact import Compact
 from lib_latent_upscale.catalog import CATALOG, Entry
-from lib_latent_upscale.spaces import FLUX, RAW, SD3, SD15, SDXL
+from lib_latent_upscale.spaces import FLUX, RAW, SD3, SD15, SDXL, LatentScale
 from lib_latent_upscale.weights import converting, files, hand_placed
 from lib_latent_upscale.weights.reading import space_of_name
 
@@ -244,6 +244,28 @@ def test_the_file_upscales_as_its_network_does(tmp_path: Path) -> None:
     assert not torch.allclose(lib_latent_upscale.load(path)(latent, (16, 24)), expected, atol=1e-3)
 
 
+def test_a_trained_file_says_all_of_itself(tmp_path: Path) -> None:
+    told = {"space": "sdxl", "input": "0.13025", "label": "Sharp, 2x: mine", "factor": "2"}
+    path = place(tmp_path / "anything.safetensors", metadata={**told, "architecture": "compact"})
+    entry = the_entry(tmp_path)
+    assert entry.label == "Latent (Sharp  2x  mine)"
+    assert (entry.space, entry.input_scale) == (SDXL, LatentScale(0.13025))
+    assert lib_latent_upscale.load(path).input_scale == LatentScale(0.13025)
+
+
+def test_another_authors_architecture_is_no_lie(tmp_path: Path) -> None:
+    place(tmp_path / "a-sd15.safetensors", metadata={"architecture": "stable-diffusion-xl-v1"})
+    assert the_entry(tmp_path).architecture == "compact"
+
+
+@pytest.mark.parametrize(
+    ("label", "shown"), [("", "a-sd15"), (",:\n", "a-sd15"), ("x" * 99, "x" * 60)]
+)
+def test_a_label_that_cannot_be_shown(tmp_path: Path, label: str, shown: str) -> None:
+    place(tmp_path / "a-sd15.safetensors", metadata={"label": label})
+    assert the_entry(tmp_path).label == f"Latent ({shown})"
+
+
 # What cannot be used
 
 
@@ -256,7 +278,14 @@ def test_the_file_upscales_as_its_network_does(tmp_path: Path) -> None:
         ("a", {"space": ["sdxl"]}, "is no latent space known here"),
         ("a-sd15", {"space": "sdxll"}, "'sdxll' is no latent space known here"),
         ("a-flux", None, "takes latents of 4 channels; those of FLUX have 16"),
-        ("a-sd15", {"input": "UNet"}, '"raw" or "unet", not \'UNet\''),
+        ("a-sd15", {"input": "UNet"}, '"raw", "unet" or a scaling factor such as 0.13025, not '),
+        ("a-sd15", {"input": "nan"}, "not 'nan'"),
+        ("a-sd15", {"input": -0.13}, "not '-0.13'"),
+        ("a-sd15", {"input": 1e9}, "not '1000000000.0'"),
+        ("a-sd15", {"architecture": "dat"}, "say dat, but its weights are of compact"),
+        ("a-sd15", {"factor": 3}, "its factor is '3', but its weights are of a network for 2"),
+        ("a-sd15", {"factor": "any"}, "its factor is 'any'"),
+        ("a-sd15", {"factor": [2]}, "its factor is '[2]'"),
         ("a-sd15", "space: sdxl", "a-sd15.json is to be a JSON object"),
         ("a-sd15", ["sdxl"], "a-sd15.json is to be a JSON object"),
         ("a-sd15", "", "a-sd15.json is to be a JSON object"),
@@ -355,6 +384,19 @@ def test_two_files_with_one_label_are_told(tmp_path: Path) -> None:
 def test_a_label_of_the_catalogue_is_not_taken_over(tmp_path: Path) -> None:
     place(tmp_path / "SwinFIR 4x6.safetensors", beside={"space": "sd15"})
     assert "there is another Latent (SwinFIR 4x6); rename the file" in the_problem(tmp_path)
+
+
+def test_two_files_that_call_themselves_the_same_are_told(tmp_path: Path) -> None:
+    for name in ("a-sd15", "b-sd15"):
+        place(tmp_path / f"{name}.safetensors", metadata={"label": "mine"})
+    problem = hand_placed.scan([tmp_path]).problems[0]
+    assert "b-sd15.safetensors: there is another Latent (mine)" in problem
+    assert '"label" in a file b-sd15.json beside it' in problem
+    place(tmp_path / "b-sd15.safetensors", metadata={"label": "mine"}, beside={"label": "yours"})
+    assert [one.label for one in hand_placed.scan([tmp_path]).entries] == [
+        "Latent (mine)",
+        "Latent (yours)",
+    ]
 
 
 def test_published_files_are_no_hand_placed_ones(tmp_path: Path) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
 
-from safetensors.torch import save
-
 from ..architectures.network import is_derived
 from ..catalog import Entry
-from . import checking, files, reading
+from . import checking, files, reading, writing
 
 
 def convert(entry: Entry, source: Path, target: Path, source_sha256: str) -> None:
@@ -25,27 +22,14 @@ def convert(entry: Entry, source: Path, target: Path, source_sha256: str) -> Non
     checking.check_tensors(entry, content.tensors)
     if source.suffix.lower() not in files.PICKLES:
         shutil.copyfile(source, target)
-    else:
-        kept = {
-            key: value.contiguous().clone()
-            for key, value in content.tensors.items()
-            if not is_derived(key)
-        }
-        metadata = {
-            "format": "pt",
-            "id": entry.id,
-            "source_url": str(entry.file.url),
-            "source_sha256": source_sha256,
-            "licence": entry.licence,
-        }
-        target.write_bytes(_in_one_order(save(kept, metadata)))
-    with target.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _in_one_order(content: bytes) -> bytes:
-    """A safetensors file with its header sorted: the library writes the metadata in any order."""
-    length = int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":"))
-    header += " " * (-len(header) % 8)  # numbers begin at a multiple of eight
-    return len(header).to_bytes(8, "little") + header.encode() + content[8 + length :]
+        with target.open("rb+") as file:
+            os.fsync(file.fileno())
+        return
+    kept = {key: value for key, value in content.tensors.items() if not is_derived(key)}
+    metadata = {
+        "id": entry.id,
+        "source_url": str(entry.file.url),
+        "source_sha256": source_sha256,
+        "licence": entry.licence,
+    }
+    writing.write(target, kept, metadata)

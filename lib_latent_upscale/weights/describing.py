@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..architectures import StateDictError, configure, identify
+from ..architectures import NETWORKS, StateDictError, configure, identify
 from ..architectures.network import Shapes
 from ..catalog import CATALOG, Entry, by_file_name
 from ..spaces import RAW, SPACES, LatentScale, LatentSpace
@@ -29,6 +29,8 @@ class Description:
     hyperparameters: Mapping[str, Any]
     """Those that were told, for `architectures.from_state_dict`."""
     factor: float | None
+    label: str | None
+    """The name that its metadata give it, without the dropdown's "Latent (...)"."""
 
 
 def describe(
@@ -59,10 +61,21 @@ def describe(
             f"{path} takes latents of {arguments['channels']} channels; those of "
             f"{latents.label} have {latents.channels}"
         )
-    factor = arguments.get("scale")
-    return Description(
-        entry, network_class.architecture, latents, input_scale, hyperparameters, factor
-    )
+    architecture, factor = network_class.architecture, arguments.get("scale")
+    _check_told(path, metadata, architecture, factor)
+    label = metadata.get("label")
+    return Description(entry, architecture, latents, input_scale, hyperparameters, factor, label)
+
+
+def input_scale_of(told: str, space: LatentSpace) -> LatentScale | None:
+    """The scale of "raw", "unet", or a factor of raw latents near a VAE's; None for other texts."""
+    if told in ("raw", "unet"):
+        return RAW if told == "raw" else space.unet
+    try:
+        factor = float(told)
+    except ValueError:
+        return None
+    return LatentScale(factor) if 1e-3 <= factor <= 1e3 else None
 
 
 def _told(shapes: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -87,6 +100,33 @@ def _parsed(name: str, text: str) -> Any:
     raise StateDictError(f"the metadata say that {name!r} is {text[:50]!r}, which cannot be")
 
 
+def _check_told(
+    path: Path, metadata: Mapping[str, str], architecture: str, factor: float | None
+) -> None:
+    """Raises `WeightsError` for metadata that tell of another network than the weights are."""
+    told = metadata.get("architecture", architecture)
+    known = {network.architecture for network in NETWORKS}
+    if told != architecture and told in known:
+        raise WeightsError(
+            f"{path}: its metadata say {told}, but its weights are of {architecture}"
+        )
+    shown = f"{factor:g}" if factor else "any"
+    if not _same_factor(metadata.get("factor", shown), factor):
+        raise WeightsError(
+            f"{path}: its metadata say that its factor is {metadata['factor'][:50]!r}, but its "
+            f"weights are of a network for {shown}"
+        )
+
+
+def _same_factor(told: str, factor: float | None) -> bool:
+    if factor is None:
+        return told == "any"
+    try:
+        return abs(float(told) - factor) < 1e-6
+    except ValueError:
+        return False
+
+
 def _latents(
     path: Path, metadata: Mapping[str, str], entry: Entry | None, told: str | None
 ) -> tuple[LatentSpace, LatentScale]:
@@ -102,8 +142,11 @@ def _latents(
             f"{path.stem}-sdxl{path.suffix}"
             + (f"; {space_id[:50]!r} is no latent space known here" if space_id else "")
         )
-    scales = {"raw": RAW, "unet": space.unet}
     wanted = metadata.get("input", "raw")
-    if wanted not in scales:
-        raise WeightsError(f'{path}: its "input" is "raw" or "unet", not {wanted[:50]!r}')
-    return space, scales[wanted]
+    scale = input_scale_of(wanted, space)
+    if scale is None:
+        raise WeightsError(
+            f'{path}: its "input" is "raw", "unet" or a scaling factor such as 0.13025, not '
+            f"{wanted[:50]!r}"
+        )
+    return space, scale

@@ -11,6 +11,8 @@ from . import files, reading
 from .describing import describe
 from .errors import WeightsError
 
+_LONGEST_LABEL = 60
+
 
 @dataclass(frozen=True)
 class HandPlaced:
@@ -36,7 +38,10 @@ def scan(folders: Iterable[Path]) -> HandPlaced:
             problems.append(str(error))
             continue
         if entry.label in entries or by_label(entry.label) is not None:
-            problems.append(f"{path}: there is another {entry.label}; rename the file")
+            problems.append(
+                f"{path}: there is another {entry.label}; rename the file, or give it another "
+                f'"label" in a file {path.stem}.json beside it'
+            )
             continue
         entries[entry.label] = entry
     return HandPlaced(tuple(entries.values()), tuple(problems))
@@ -63,7 +68,7 @@ def _entry(path: Path) -> Entry:
     what = describe(path, header.shapes, header.metadata)
     return Entry(
         id=path.name,
-        label=f"Latent ({_printable(path.stem)})",
+        label=_label(what.label, path),
         architecture=what.architecture,
         space=what.space,
         input_scale=what.input_scale,
@@ -73,6 +78,11 @@ def _entry(path: Path) -> Entry:
         source=header.metadata.get("source", "put here by hand"),
         hyperparameters=what.hyperparameters,
     )
+
+
+def _label(told: str | None, path: Path) -> str:
+    """The name in the dropdown: the one that the file's metadata tell, else the file's own."""
+    return f"Latent ({_printable(told or '')[:_LONGEST_LABEL].strip() or _printable(path.stem)})"
 
 
 def _printable(text: str) -> str:

@@ -98,13 +98,14 @@ def channel_weights(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
     The softmax of the cosines between channels. They are divided by the channels' lengths after
     the product, where they are few, not before it.
     """
-    dtype = q.dtype
+    dtype, precise = q.dtype, torch.promote_types(q.dtype, torch.float32)
     if dtype == torch.float16:
         q, k = q.float(), k.float()  # sums over a picture are too large for it
     q, k = (x.flatten(1, 2).unflatten(-1, (temperature.shape[0], -1)) for x in (q, k))
     products = q.permute(0, 2, 3, 1) @ k.transpose(1, 2)
+    # Clamped before the root, whose gradient at zero is none.
     q_length, k_length = (
-        x.square().sum(dim=1, dtype=torch.float32).sqrt().clamp_min(1e-12) for x in (q, k)
+        x.square().sum(dim=1, dtype=precise).clamp_min(1e-24).sqrt() for x in (q, k)
     )
-    cosines = products.float() / (q_length.unsqueeze(-1) * k_length.unsqueeze(-2))
+    cosines = products.to(precise) / (q_length.unsqueeze(-1) * k_length.unsqueeze(-2))
     return (cosines * temperature).softmax(dim=-1).to(dtype)

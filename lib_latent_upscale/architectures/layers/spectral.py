@@ -20,9 +20,10 @@ class FourierUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[1:3]
         # Half precision has no FFT on the CPU and, on CUDA, only one for powers of two.
-        spectrum = torch.fft.rfft2(x.float(), dim=(1, 2), norm="ortho")
+        precise = torch.promote_types(x.dtype, torch.float32)
+        spectrum = torch.fft.rfft2(x.to(precise), dim=(1, 2), norm="ortho")
         parts = torch.view_as_real(spectrum).flatten(-2)  # real and imaginary, channel by channel
-        parts = F.leaky_relu(self.conv_layer(parts.to(x.dtype)), 0.2).float()
+        parts = F.leaky_relu(self.conv_layer(parts.to(x.dtype)), 0.2).to(precise)
         spectrum = torch.view_as_complex(parts.unflatten(-1, (-1, 2)).contiguous())
         return torch.fft.irfft2(spectrum, s=(height, width), dim=(1, 2), norm="ortho").to(x.dtype)
 

@@ -1,0 +1,118 @@
+"""Optimizers by name, the course of the learning rate, the average of the weights."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lib_latent_upscale.training.ema import Ema
+from lib_latent_upscale.training.errors import TrainingError
+from lib_latent_upscale.training.optimizers import RateSchedule, build, set_rate
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NAMES = ["adamw", "adam", "sgd", "prodigy", "lamb", "lion", "adan", "adabelief"]
+OF_TORCH = ("adamw", "adam", "sgd")
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 16), nn.SiLU(), nn.Linear(16, 4))
+
+
+def advance(net: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> float:
+    loss = torch.zeros(())
+    for step in range(first, last):
+        x = torch.randn(32, 4, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        loss = (net(x) - x.roll(1, dims=1)).square().mean()
+        loss.backward()
+        optimizer.step()
+    return float(loss.detach())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_learns_and_resumes_exactly(name: str) -> None:
+    if name not in OF_TORCH:
+        pytest.importorskip("pytorch_optimizer")
+    rate = {"prodigy": 1.0, "sgd": 0.3, "lion": 3e-3}.get(name, 3e-2)
+    net = network()
+    optimizer = build(name, net.parameters(), rate, {})
+    before = advance(net, optimizer, 0, 1)
+    advance(net, optimizer, 1, 40)
+    saved = copy.deepcopy((net.state_dict(), optimizer.state_dict()))
+    after = advance(net, optimizer, 40, 80)
+    assert after < 0.8 * before
+
+    again = network()
+    other = build(name, again.parameters(), rate, {})
+    again.load_state_dict(saved[0])
+    other.load_state_dict(saved[1])
+    advance(again, other, 40, 80)
+    for one, another in zip(net.parameters(), again.parameters()):
+        assert torch.equal(one, another)
+
+
+def test_what_is_no_optimizer() -> None:
+    pytest.importorskip("pytorch_optimizer")
+    parameters = list(network().parameters())
+    with pytest.raises(TrainingError, match=r"near it are.*adamw"):
+        build("adamv", parameters, 1e-3, {})
+    with pytest.raises(TrainingError, match=r"lr=0\.001"):
+        build("adamw", parameters, 1e-3, {"momentun": 0.9})
+    chosen = build("AdamW", parameters, 1e-3, {"betas": [0.9, 0.99]})
+    assert chosen.param_groups[0]["betas"] == (0.9, 0.99)
+
+
+@pytest.mark.parametrize("steps", [10, 200])
+def test_one_cycle_is_torchs(steps: int) -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([parameter], 1.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=steps)
+    ours = RateSchedule("one-cycle", steps)
+    for step in range(steps):
+        assert ours.factor(step) == pytest.approx(theirs.get_last_lr()[0], abs=1e-9), step
+        optimizer.step()
+        theirs.step()
+
+
+def test_cosine_and_constant() -> None:
+    cosine = RateSchedule("cosine", 1100, warm_up=100)
+    assert cosine.factor(0) == pytest.approx(0.01)
+    assert cosine.factor(99) == cosine.factor(100) == 1
+    assert cosine.factor(600) == pytest.approx(0.5)
+    assert cosine.factor(1100) == cosine.factor(5000) == pytest.approx(0)
+    constant = RateSchedule("constant", 10, warm_up=4)
+    assert [constant.factor(step) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    with pytest.raises(TrainingError, match="cosine"):
+        RateSchedule("linear", 10)  # type: ignore[arg-type]
+    optimizer = torch.optim.AdamW(network().parameters(), 1.0)
+    set_rate(optimizer, 0.5)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_the_average() -> None:
+    net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
+    ema = Ema(net, 0.5)
+    expected = net[0].weight.detach().clone()
+    for step in range(5):
+        with torch.no_grad():
+            net[0].weight.fill_(step)
+            net[1].running_mean.fill_(step)  # type: ignore[union-attr]
+            net[1].num_batches_tracked.fill_(step)  # type: ignore[union-attr, operator]
+        keep = min(0.5, (1 + step) / (10 + step))
+        expected = keep * expected + (1 - keep) * step
+        ema.update(net, step)
+    assert torch.allclose(ema.network[0].weight, expected)  # type: ignore[index]
+    assert int(ema.network[1].num_batches_tracked) == 4  # type: ignore[index]
+    assert 0 < float(ema.network[1].running_mean) < 4  # type: ignore[index]
+    plain = Ema(net, 0.0)
+    with torch.no_grad():
+        net[0].weight.fill_(7)
+    plain.update(net, 100)
+    assert float(plain.network[0].weight.detach()) == 7  # type: ignore[index]
+    with pytest.raises(ValueError, match="decay"):
+        Ema(net, 1.0)
