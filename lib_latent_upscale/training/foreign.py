@@ -34,8 +34,8 @@ class Foreign(nn.Module):
         result: Tensor = self.network(x)
         if result.shape[1] != self.channels or result.shape[-2] < height:
             raise TrainingError(
-                f"{self.architecture} makes {tuple(result.shape)} of {tuple(x.shape)}, not a latent "
-                f"{self.scale} times larger: choose other parameters"
+                f"{self.architecture} makes {tuple(result.shape)} of {tuple(x.shape)}, not a "
+                f"latent {self.scale} times larger: choose other parameters"
             )
         return result[..., :height, :width]
 
