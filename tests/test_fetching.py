@@ -33,12 +33,12 @@ from lib_latent_upscale.architectures import from_state_dict
 from lib_latent_upscale.catalog import CATALOG, Entry, WeightFile
 from lib_latent_upscale.weights import (
     checking,
-    converting,
     fetching,
     files,
     ledger,
     reading,
     transfer,
+    writing,
 )
 from lib_latent_upscale.weights.errors import FetchError, MissingWeightsError, WeightsError
 from lib_latent_upscale.weights.fetching import Fetcher, Patience, Stopped, arrived, obtain
@@ -581,7 +581,7 @@ def test_what_cannot_be_converted_for_now_need_not_be_loaded_again(
 
     entry = pickle_entry(server.serve("/tiny.pth", PICKLE))
     with monkeypatch.context() as patch:
-        patch.setattr(converting, "save", fails)
+        patch.setattr(writing, "save", fails)
         with pytest.raises(FetchError, match="disk full"):
             fetcher.fetch(entry)
     assert arrived(entry, folder) == len(PICKLE)
@@ -953,7 +953,7 @@ def test_a_pickle_on_a_full_disk_stays(
     def fails(*_: object) -> None:
         raise SafetensorError("disk full")
 
-    monkeypatch.setattr(converting, "save", fails)
+    monkeypatch.setattr(writing, "save", fails)
     path = placed(folder, PICKLE)
     assert obtain(pickle_entry("http://127.0.0.1:1/tiny.pth"), [folder], fetcher) == path
     assert loadable(folder) == ["tiny.pth"]

@@ -110,6 +110,7 @@ class Monitor:
             self.say(
                 f"bicubic on {len(self.validation.cases)} pairs: {describe(figures, self.space)}"
             )
+        self._last_log = time.monotonic()
 
     def look(self, step: int, network: nn.Module) -> None:
         """Validates and draws samples where they are due."""

@@ -159,10 +159,10 @@ def choose(
     for one in looked:
         if one.problem:
             skipped.append((one.name, one.problem))
-        elif one.contrast < FLAT:
-            skipped.append((one.name, "plain: it shows next to nothing"))
         elif not jobs(one.name, (one.width, one.height), cutting):
             skipped.append((one.name, f"too small: {one.width}x{one.height} pixels"))
+        elif one.contrast < FLAT:
+            skipped.append((one.name, "plain: it shows next to nothing"))
         else:
             usable.append(one)
     usable = _without_copies(usable, excluded, choice, skipped)

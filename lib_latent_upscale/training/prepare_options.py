@@ -58,8 +58,9 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--near", type=int, default=4, metavar="BITS",
         help=f"two pictures whose hashes of {BITS} bits differ in so many at the most are near "
         "copies, and the larger one is kept (default: 4; -1 keeps all)")  # fmt: skip
-    group.add_argument("--near-excluded", type=int, default=10, metavar="BITS",
-        help="the same for copies of excluded pictures (default: 10)")  # fmt: skip
+    group.add_argument("--near-excluded", type=int, default=12, metavar="BITS",
+        help="the same for copies of excluded pictures: more, as to leave out a few pictures too "
+        "many does no harm (default: 12)")  # fmt: skip
 
 
 def _add_pair_arguments(parser: argparse.ArgumentParser) -> None:

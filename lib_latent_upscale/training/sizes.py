@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from ..inference import AFTER_PASSES, LatentUpscaler, load
 from ..resample import resample
+from . import metrics
 from .codecs import load_decoder, load_encoder
 
 # Factor: sides in pixels of the large and the small picture, both multiples of 8.
@@ -138,16 +139,6 @@ def as_tensor(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
 
 
-def psnr(a: Tensor, b: Tensor) -> float:
-    return float(-10 * (a - b).square().mean().log10())
-
-
-def sharpness(picture: Tensor) -> float:
-    """The energy of the picture's Laplacian."""
-    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).expand(3, 1, 3, 3)
-    return float(F.conv2d(picture, kernel, groups=3).square().mean())
-
-
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -178,7 +169,10 @@ def main() -> None:
                 score = next((score for other, score in seen if torch.equal(other, result)), None)
                 if score is None:
                     decoded = decoder(result)
-                    score = psnr(decoded, reference), sharpness(decoded) / sharpness(reference)
+                    score = (
+                        metrics.psnr(decoded, reference),
+                        metrics.sharpness_ratio(decoded, reference),
+                    )
                     seen.append((result, score))
                 scores.setdefault(name, []).append(score)
         for name, values in scores.items():

@@ -12,8 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from lib_latent_upscale.spaces import SD15
 from lib_latent_upscale.training.__main__ import main
 from lib_latent_upscale.training.checkpoints import Checkpoints
+from lib_latent_upscale.training.shards import Pair, ShardReader, Source, write_shard
+from lib_latent_upscale.training.stream import PairStream
+from lib_latent_upscale.training.validation import hold_out
 
 from .tiny import write_pairs
 
@@ -78,3 +82,24 @@ def distance(run: dict[str, Any], other: dict[str, Any]) -> float:
     """Of all weights, relative to those of `other`."""
     mine, others = (torch.cat([w.flatten() for w in r["network"].values()]) for r in (run, other))
     return float((mine - others).norm() / others.norm())
+
+
+def test_both_go_back_when_training_breaks(tmp_path: Path) -> None:
+    """One process alone has the pair that is no number. The other must not wait for it for ever."""
+    data = write_pairs(tmp_path / "pairs", 60)
+    broken = torch.full((4, 32, 32), float("nan"))
+    pair = Pair(broken, broken[:, ::2, ::2], Source("broken.png", ""))
+    write_shard(data / "9.safetensors", [pair], SD15, "made up")
+    seed = next(seed for seed in range(1000) if places(data, seed) == [3])
+    two_processes(arguments(tmp_path / "two", data, 2, "--seed", str(seed)))
+    state = Checkpoints(tmp_path / "two" / "checkpoints").load_latest()
+    assert state is not None
+    assert state["step"] == 6 and state["rollbacks"] == [2] and state["skipped"] == [2, 3]
+    assert all(bool(torch.isfinite(weight).all()) for weight in state["network"].values())
+
+
+def places(data: Path, seed: int) -> list[int]:
+    """Where in the first ten batches of a run the broken pair is, without those held out."""
+    reader, _ = hold_out(ShardReader(data), 64)
+    stream = PairStream(reader, crop=8, batch=4, seed=seed)
+    return [place for place in range(10) if not bool(stream.batch(place).small.isfinite().all())]

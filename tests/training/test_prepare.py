@@ -24,6 +24,7 @@ from lib_latent_upscale.training import codecs, pair_making, pair_plan, prepare,
 from lib_latent_upscale.training.errors import TrainingError
 from lib_latent_upscale.training.pictures import to_range
 from lib_latent_upscale.training.shards import ShardReader
+from lib_latent_upscale.training.stream import PairStream
 from lib_latent_upscale.training.vae import open_vae
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -123,6 +124,16 @@ def test_several_factors_and_flips(run: Run, folder: Path) -> None:
     small = [reader.sizes(index).small for index in range(len(reader))]
     assert set(small) == {(6, 6), (8, 8)}
     assert not torch.equal(reader.pair(0)[0], reader.pair(1)[0])
+
+
+def test_a_range_of_factors_is_made_and_streamed(run: Run, folder: Path) -> None:
+    reader = run(folder, "--factor", "1..1.2", "--crop", "0")
+    sizes = [reader.sizes(index) for index in range(len(reader))]
+    assert {str(size.factor) for size in sizes} <= {"17/16", "9/8", "19/16"}
+    for step in range(4):
+        batch = PairStream(reader, crop=16, batch=2, seed=0).batch(step)
+        assert batch.small.shape[-1] == 16
+        assert batch.large.shape[-1] in (17, 18, 19)
 
 
 def test_a_dry_run_says_what_would_be_and_writes_nothing(
