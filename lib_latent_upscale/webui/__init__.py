@@ -5,6 +5,7 @@ Only this package and `scripts/` import the WebUI's modules.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from . import dropdown, hires, img2img, settings_page, xyz
@@ -22,7 +23,15 @@ def install() -> None:
     hires.install()
     img2img.install()
     xyz.install()
-    script_callbacks.on_before_ui(xyz.install)  # where a host loads its scripts after ours
+    # At each registration the hosts look up the module of every call on the stack, of which an
+    # import has many: most of what this extension added to their start. A thread has none.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(_register).result()
+
+
+def _register() -> None:
+    from modules import script_callbacks
+
     script_callbacks.on_after_component(dropdown.add_refresh_button(hires.refresh))
     script_callbacks.on_app_started(_add_api)
     script_callbacks.on_ui_tabs(_tab)

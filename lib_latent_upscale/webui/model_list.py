@@ -71,7 +71,9 @@ def act(action: str, id: str) -> Shown:
             said = f"{id}: unloaded"
         elif action == "stop":
             models.downloads.stop(id)
-            said = f"{id}: stopping"
+            # To its end: what `fetch` shows last must not be overwritten by something older.
+            *_, last = _watch(id)
+            return last
         else:
             raise WeightsError(f"{action}: there is no such action")
     except (WeightsError, OSError) as error:

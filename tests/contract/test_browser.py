@@ -118,7 +118,8 @@ def drop(page: Any, path: Path) -> str:
 def test_a_model_is_fetched_stopped_verified_and_deleted(page: Any, real: RealWebUI) -> None:
     content = published_swinfir(real.models.parent)
     real.mirror.files[f"/{SWINFIR.file.name}"] = content
-    real.mirror.manners[f"/{SWINFIR.file.name}"] = [Manner(trickle=0.05, block=300_000)]
+    slow = Manner(trickle=0.1, block=50_000)  # a minute: however busy, Stop comes in time
+    real.mirror.manners[f"/{SWINFIR.file.name}"] = [slow, Manner()]
     act(page, SWINFIR.id, "fetch")
     page.wait_for_function(
         "() => { const bar = document.querySelector('#latent_upscale_told progress');"

@@ -413,6 +413,7 @@ class Double:
                 spec.loader.exec_module(importlib.util.module_from_spec(spec))
         finally:
             sys.path[:] = before
+        self._call("on_before_ui")  # with --nowebui too
         if not self.nowebui:
             self._make_page()
 
@@ -430,7 +431,6 @@ class Double:
         return {axis.label: axis for plot in plots for axis in plot.axis_options}
 
     def _make_page(self) -> None:
-        self._call("on_before_ui")
         self.refresh_buttons: dict[str, Callable[[], None]] = {}
         self._call("on_ui_settings")
         upscalers = [upscaler.name for upscaler in self.shared.sd_upscalers]
