@@ -12,26 +12,28 @@ import torch
 from torch import nn
 
 from .errors import TrainingError
+from .muon import Muon
 
 Schedule = Literal["constant", "cosine", "one-cycle"]
-_OF_TORCH = {
+_KNOWN: Mapping[str, Any] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "sgd": torch.optim.SGD,
+    "muon": Muon,
 }
 
 
 def build(
     name: str, parameters: Iterable[nn.Parameter], learning_rate: float, options: Mapping[str, Any]
 ) -> torch.optim.Optimizer:
-    """An optimizer: adam, adamw, sgd of torch, or any that pytorch_optimizer names.
+    """An optimizer: adam, adamw, sgd of torch, our muon, or any that pytorch_optimizer names.
 
     options: further arguments of its constructor.
     Raises `TrainingError` for one that is unknown, takes no such options, or needs more than a
     gradient at each step (a closure, the Hessian).
     """
     chosen = name.lower().replace("-", "").replace("_", "")
-    optimizer_class: Any = _OF_TORCH.get(chosen) or _found(chosen, name)
+    optimizer_class: Any = _KNOWN.get(chosen) or _found(chosen, name)
     try:
         return optimizer_class(list(parameters), lr=learning_rate, **_tuples(options))
     except (TypeError, ValueError, NotImplementedError) as error:
@@ -51,10 +53,10 @@ def _found(chosen: str, name: str) -> Any:
         ) from error
     known = pytorch_optimizer.get_supported_optimizers()
     if chosen not in known:
-        near = difflib.get_close_matches(chosen, [*_OF_TORCH, *known], 5, 0.4)
+        near = difflib.get_close_matches(chosen, [*_KNOWN, *known], 5, 0.4)
         raise TrainingError(
             f"no optimizer {name!r}; near it are {', '.join(near) or 'none'}, and all are "
-            f"{', '.join([*_OF_TORCH, *known])}"
+            f"{', '.join([*_KNOWN, *known])}"
         )
     return pytorch_optimizer.load_optimizer(chosen)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -213,6 +214,21 @@ def test_weights_to_begin_from(tmp_path: Path) -> None:
         tiny(NetworkSpec("city96", weights=str(file)))
     with pytest.raises(TrainingError, match="no such file"):
         tiny(NetworkSpec("compact", weights=str(tmp_path / "none.pt")))
+
+
+def test_inner_layers_of_another_space_to_begin_from(tmp_path: Path) -> None:
+    spec = shrunk(NetworkSpec("compact"))
+    trained = unsettled(build(spec, 4, 2)).float().state_dict()
+    file = tmp_path / "weights.pt"
+    torch.save(trained, file)
+    begun = build(replace(spec, body=str(file)), 16, 2)
+    state = begun.state_dict()
+    taken = {key for key, value in trained.items() if torch.equal(value, state[key])}
+    assert trained.keys() - taken == {"conv_first.weight", "conv_last.weight", "conv_last.bias"}
+    # The result still begins as interpolation: nothing of the other space is in it.
+    assert not state["conv_last.weight"].any()
+    with pytest.raises(TrainingError, match="no weight of"):
+        tiny(NetworkSpec("city96", body=str(file)))
 
 
 def test_what_cannot_be_built() -> None:

@@ -10,12 +10,13 @@ from torch import nn
 
 from lib_latent_upscale.training.ema import Ema
 from lib_latent_upscale.training.errors import TrainingError
+from lib_latent_upscale.training.muon import is_inner, orthogonal
 from lib_latent_upscale.training.optimizers import RateSchedule, build, set_rate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-NAMES = ["adamw", "adam", "sgd", "prodigy", "lamb", "lion", "adan", "adabelief"]
-OF_TORCH = ("adamw", "adam", "sgd")
+NAMES = ["adamw", "adam", "sgd", "muon", "prodigy", "lamb", "lion", "adan", "adabelief"]
+OF_TORCH = ("adamw", "adam", "sgd", "muon")
 
 
 def network() -> nn.Module:
@@ -116,3 +117,36 @@ def test_the_average() -> None:
     assert float(plain.network[0].weight.detach()) == 7  # type: ignore[index]
     with pytest.raises(ValueError, match="decay"):
         Ema(net, 1.0)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (48, 432), (256, 36)])
+def test_muon_makes_updates_orthogonal(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(shape)
+    found = orthogonal(matrix)
+    values = torch.linalg.svdvals(found)
+    # As far as it takes it: most within 0.7 to 1.2, the smallest of a square one not quite.
+    assert values.max() < 1.3
+    assert values.median() > 0.65
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    assert torch.nn.functional.cosine_similarity(
+        found.flatten(), (left @ right).flatten(), dim=0
+    ) > 0.95  # fmt: skip
+
+
+def test_muon_leaves_the_first_and_last_layers_to_adamw() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(4, 64, 3), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 256, 3), nn.Conv2d(64, 4, 3)
+    )
+    assert [is_inner(p) for p in net.parameters() if p.ndim == 4] == [False, True, True, False]
+    before = copy.deepcopy(net.state_dict())
+    optimizer = build("muon", net.parameters(), 1e-2, {"weight_decay": 0.0})
+    for parameter in net.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    for key, value in net.state_dict().items():
+        # Both parts move by about the learning rate: AdamW's first step is the rate itself.
+        size = (value - before[key]).square().mean().sqrt()
+        assert 1e-3 < size < 1.1e-2, key
+    with pytest.raises(NotImplementedError):
+        optimizer.step(lambda: 0.0)
