@@ -133,7 +133,7 @@ class SpatialGate(nn.Module):
         self.conv = DepthwiseConv2d(dim)
 
     def forward(self, kept: Tensor, gate: Tensor) -> Tensor:
-        return kept * self.conv(self.norm(gate))
+        return self.conv(self.norm(gate), gate=kept)
 
 
 class SpatialGateFeedForward(nn.Module):
