@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .architectures.layers.chunks import DEFAULT_LIMIT, chunk_limit
-from .cache import Model, UpscalerCache
-from .inference import NotFiniteError
+from .cache import Model, Policy, UpscalerCache
+from .inference import LatentUpscaler, NotFiniteError
 
 _TILE = 96
 """Latent pixels: 768 of the picture."""
@@ -57,6 +57,7 @@ class Engine:
         *,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
+        compile: bool = False,
         should_stop: Callable[[], bool] | None = None,
     ) -> Tensor:
         """As `LatentUpscaler.__call__`, on `device` (the latent's) in `dtype`, or as near to that
@@ -66,6 +67,9 @@ class Engine:
         runs in float32, from then on always. Where memory runs out, all else leaves the device
         and it is tried once more, in smaller pieces; then in tiles; then on the CPU. Raises what
         the last way raises.
+
+        compile: under `Policy.KEEP`, see `LatentUpscaler.compile`; a copy that is not kept would
+            take with it what was compiled.
         """
         name = model.upscaler.name
         device = torch.device(device) if device is not None else latent.device
@@ -80,6 +84,7 @@ class Engine:
                     self.cache.use(model, way.device, way.dtype) as upscaler,
                     chunk_limit(way.limit),
                 ):
+                    self._set_compile(upscaler, compile and way.limit == DEFAULT_LIMIT)
                     return upscaler(latent, size, should_stop, tile=way.tile)
             except (NotFiniteError, RuntimeError, MemoryError) as error:
                 if isinstance(error, NotFiniteError) or _is_unknown(error, way.dtype):
@@ -95,6 +100,12 @@ class Engine:
                 way = following
             # Outside of the handler: a traceback would hold what it failed with.
             self._make_room(device)
+
+    def _set_compile(self, upscaler: LatentUpscaler, compile: bool) -> None:
+        if compile and self.cache.policy is Policy.KEEP:
+            upscaler.compile(self._log)
+        else:
+            upscaler.uncompile()
 
     def _make_room(self, device: torch.device) -> None:
         self.cache.leave_device(device)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .architectures import Network, StateDictError, from_state_dict
 from .catalog import CATALOG, Entry
+from .compiling import Compilation, as_they_were
 from .resample import resample
 from .spaces import LatentScale, LatentSpace
 from .tiling import tiled
@@ -62,6 +63,7 @@ class LatentUpscaler:
         self.input_scale = input_scale
         self.name = name
         self.entry = entry
+        self.compilation: Compilation | None = None
         _before_each_step(network)
 
     @property
@@ -88,7 +90,27 @@ class LatentUpscaler:
         }
         twin = copy.copy(self)
         twin.network = copy.deepcopy(self.network, weights).to(dtype=dtype)
+        as_they_were(twin.network)
+        twin.compilation = None
         return twin
+
+    def compile(self, log: Callable[[str], None] = print) -> LatentUpscaler:
+        """Has the network compiled while it is used; returns self.
+
+        The first call at a size runs as it is. A thread compiles for that size meanwhile, and
+        calls run compiled from when that is done (`compilation.ready`): none waits. What cannot
+        be compiled runs as it is, and `log` is told in one line.
+        """
+        if self.compilation is None:
+            self.compilation = Compilation(self.network, self.name, log)
+        return self
+
+    def uncompile(self) -> LatentUpscaler:
+        """Undoes `compile`; returns self."""
+        if self.compilation is not None:
+            self.compilation = None
+            as_they_were(self.network)
+        return self
 
     def __call__(
         self,
@@ -141,14 +163,19 @@ class LatentUpscaler:
         while x.shape[-2] < size[0] or x.shape[-1] < size[1]:
             before = x.shape
             if self.network.scale is None:
-                x = self.network(x, size=self._step(x, size))
+                x = self._network(x, size=self._step(x, size))
             elif tile is not None:
                 x = tiled(self.network, x, self.network.scale, tile)
             else:
-                x = self.network(x)
+                x = self._network(x)
             if x.shape == before:  # three pixels by 1.25 stay three: resampling does the rest
                 break
         return x
+
+    def _network(self, x: Tensor, **how: Any) -> Tensor:
+        if self.compilation is None:
+            return self.network(x, **how)
+        return self.compilation.run(self.network, x, **how)
 
     def _step(self, x: Tensor, size: tuple[int, int]) -> tuple[int, int]:
         """The next size on the way to `size` for a network that takes any within its range."""

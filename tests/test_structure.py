@@ -21,6 +21,8 @@ FLOORS = {
     "tiling": 0,
     "preview": 0,
     "catalog": 1,
+    "recording": 1,
+    "compiling": 2,
     "preferences": 2,
     "weights": 2,
     "latent_files": 2,

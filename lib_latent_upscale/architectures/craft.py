@@ -159,6 +159,7 @@ class CRAFT(RestorationNetwork):
     """Heights and widths are padded to multiples of the windows' longer side."""
 
     architecture = "craft"
+    block_types = (ShiftedRectangleBlock, HighFrequencyBlock, FusionBlock)
     signature = ("layers.0.residual_group.srwa_blocks.0.qkv.weight",)
     float32_skips = True
 

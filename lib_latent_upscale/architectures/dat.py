@@ -202,6 +202,7 @@ class DAT(PixelShuffleTail):
     """Any height and width: its attention pads by itself, so nothing is padded outside."""
 
     architecture = "dat"
+    block_types = (Block,)
     signature = ("layers.0.blocks.0.attn.attns.0.pos.pos_proj.weight", "before_RG.1.weight")
 
     def __init__(
