@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,12 @@ _TILE = 96
 
 _SMALL_LIMIT = 16 << 20
 """Bytes of what is computed on the way."""
+
+_MARGIN = 1.3
+"""On the estimate of what a run takes: for what libraries allocate, and for fragments."""
+
+_SIZES_KNOWN = 64
+"""Estimates that are kept."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class Engine:
         self.cache, self._free, self._log = cache, free, log
         self._float32_only: set[str] = set()
         """Names of models that overflowed in half precision, or have no kernels for it here."""
+        self._working: dict[Hashable, int] = {}
 
     def upscale(
         self,
@@ -80,8 +87,9 @@ class Engine:
         way = next(ways)
         while True:
             try:
+                working = self._working_bytes(model, latent, size, way)
                 with (
-                    self.cache.use(model, way.device, way.dtype) as upscaler,
+                    self.cache.use(model, way.device, way.dtype, working=working) as upscaler,
                     chunk_limit(way.limit),
                 ):
                     self._set_compile(upscaler, compile and way.limit == DEFAULT_LIMIT)
@@ -100,6 +108,18 @@ class Engine:
                 way = following
             # Outside of the handler: a traceback would hold what it failed with.
             self._make_room(device)
+
+    def _working_bytes(self, model: Model, latent: Tensor, size: tuple[int, int], way: _Way) -> int:
+        """What to ask the host for: nothing on the CPU, or where it is tried with less already."""
+        if way.device.type == "cpu" or way.limit != DEFAULT_LIMIT:
+            return 0
+        key = (model.path, latent.shape, tuple(size), way.dtype)
+        if key not in self._working:
+            if len(self._working) == _SIZES_KNOWN:
+                self._working.clear()
+            known = model.upscaler.working_bytes(latent.shape, size, way.dtype)
+            self._working[key] = int(_MARGIN * known)
+        return self._working[key]
 
     def _set_compile(self, upscaler: LatentUpscaler, compile: bool) -> None:
         if compile and self.cache.policy is Policy.KEEP:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .architectures import Network, StateDictError, from_state_dict
 from .catalog import CATALOG, Entry
 from .compiling import Compilation, as_they_were
+from .memory import peak_bytes
 from .resample import resample
 from .spaces import LatentScale, LatentSpace
 from .tiling import tiled
@@ -84,15 +85,31 @@ class LatentUpscaler:
 
         Moving either leaves the other where it is.
         """
+        twin = self._twin(lambda weight: weight.to(dtype))
+        twin.network.to(dtype=dtype)
+        return twin
+
+    def _twin(self, convert: Callable[[Tensor], Tensor]) -> LatentUpscaler:
+        """A copy whose network's parameters are what `convert` makes of this one's."""
         weights = {
-            id(one): nn.Parameter(one.detach().to(dtype), requires_grad=False)
+            id(one): nn.Parameter(convert(one.detach()), requires_grad=False)
             for one in self.network.parameters()
         }
         twin = copy.copy(self)
-        twin.network = copy.deepcopy(self.network, weights).to(dtype=dtype)
+        twin.network = copy.deepcopy(self.network, weights)
         as_they_were(twin.network)
         twin.compilation = None
         return twin
+
+    def working_bytes(self, shape: Sequence[int], size: tuple[int, int], dtype: torch.dtype) -> int:
+        """The memory that tensors take at the most while a latent of that shape (N, C, H, W) is
+        upscaled to `size` as a whole by a copy in `dtype`, beyond weights and latent: an
+        estimate, computed in some tenths of a second without running the network."""
+        twin = self._twin(lambda weight: weight.to("meta", dtype))
+        twin.network.to("meta", dtype)
+        x = torch.empty(*shape, dtype=dtype, device="meta")
+        with torch.no_grad():
+            return peak_bytes(twin.network, lambda: twin._passes(x, size, None))
 
     def compile(self, log: Callable[[str], None] = print) -> LatentUpscaler:
         """Has the network compiled while it is used; returns self.

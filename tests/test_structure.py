@@ -21,6 +21,7 @@ FLOORS = {
     "tiling": 0,
     "preview": 0,
     "catalog": 1,
+    "memory": 1,
     "recording": 1,
     "compiling": 2,
     "preferences": 2,
