@@ -45,8 +45,9 @@ class Policy(Enum):
 class Residence(Protocol):
     """The host's say in what is on a device. Networks stay its guests until `leave`."""
 
-    def enter(self, network: nn.Module, device: torch.device) -> None:
-        """Makes room and brings the network to the device, if it is not there."""
+    def enter(self, network: nn.Module, device: torch.device, working: int = 0) -> None:
+        """Makes room for the network and for `working` bytes that it will compute with, and
+        brings it to the device, if it is not there."""
 
     def leave(self, network: nn.Module) -> None:
         """The network is used no more."""
@@ -58,7 +59,7 @@ class Residence(Protocol):
 class PlainResidence:
     """Where no host has a say."""
 
-    def enter(self, network: nn.Module, device: torch.device) -> None:
+    def enter(self, network: nn.Module, device: torch.device, working: int = 0) -> None:
         network.to(device)
 
     def leave(self, network: nn.Module) -> None:
@@ -151,9 +152,17 @@ class UpscalerCache:
 
     @contextmanager
     def use(
-        self, model: Model, device: torch.device = _CPU, dtype: torch.dtype = torch.float32
+        self,
+        model: Model,
+        device: torch.device = _CPU,
+        dtype: torch.dtype = torch.float32,
+        *,
+        working: int = 0,
     ) -> Iterator[LatentUpscaler]:
-        """The model's upscaler on that device in that precision, for the `with` block."""
+        """The model's upscaler on that device in that precision, for the `with` block.
+
+        working: bytes that it will need there beside its weights; the host is told.
+        """
         place = (torch.device(device), dtype)
         if place == (_CPU, torch.float32):
             with model.lock:
@@ -167,7 +176,7 @@ class UpscalerCache:
             else:
                 self._counts["hits"] += 1
             try:
-                self.residence.enter(copy.network, place[0])
+                self.residence.enter(copy.network, place[0], working)
                 yield copy
             finally:
                 del copy

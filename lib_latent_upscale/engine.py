@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .architectures.layers.chunks import DEFAULT_LIMIT, chunk_limit
-from .cache import Model, UpscalerCache
-from .inference import NotFiniteError
+from .cache import Model, Policy, UpscalerCache
+from .inference import LatentUpscaler, NotFiniteError
 
 _TILE = 96
 """Latent pixels: 768 of the picture."""
 
 _SMALL_LIMIT = 16 << 20
 """Bytes of what is computed on the way."""
+
+_MARGIN = 1.3
+"""On the estimate of what a run takes: for what libraries allocate, and for fragments."""
+
+_SIZES_KNOWN = 64
+"""Estimates that are kept."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class Engine:
         self.cache, self._free, self._log = cache, free, log
         self._float32_only: set[str] = set()
         """Names of models that overflowed in half precision, or have no kernels for it here."""
+        self._working: dict[Hashable, int] = {}
 
     def upscale(
         self,
@@ -57,6 +64,7 @@ class Engine:
         *,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
+        compile: bool = False,
         should_stop: Callable[[], bool] | None = None,
         progress: Callable[[float], None] | None = None,
         limit: int | None = None,
@@ -72,6 +80,8 @@ class Engine:
 
         limit: bytes of what is computed on the way, instead of `chunks.DEFAULT_LIMIT`.
         told: called with what each try runs on and in.
+        compile: under `Policy.KEEP`, see `LatentUpscaler.compile`; a copy that is not kept would
+            take with it what was compiled.
         """
         name = model.upscaler.name
         device = torch.device(device) if device is not None else latent.device
@@ -83,10 +93,12 @@ class Engine:
         while True:
             told(way.device, way.dtype)
             try:
+                working = self._working_bytes(model, latent, size, way)
                 with (
-                    self.cache.use(model, way.device, way.dtype) as upscaler,
+                    self.cache.use(model, way.device, way.dtype, working=working) as upscaler,
                     chunk_limit(way.limit),
                 ):
+                    self._set_compile(upscaler, compile and way.limit == DEFAULT_LIMIT)
                     return upscaler(latent, size, should_stop, tile=way.tile, progress=progress)
             except (NotFiniteError, RuntimeError, MemoryError) as error:
                 if isinstance(error, NotFiniteError) or _is_unknown(error, way.dtype):
@@ -102,6 +114,24 @@ class Engine:
                 way = following
             # Outside of the handler: a traceback would hold what it failed with.
             self._make_room(device)
+
+    def _working_bytes(self, model: Model, latent: Tensor, size: tuple[int, int], way: _Way) -> int:
+        """What to ask the host for: nothing on the CPU, or where it is tried with less already."""
+        if way.device.type == "cpu" or way.limit != DEFAULT_LIMIT:
+            return 0
+        key = (model.path, latent.shape, tuple(size), way.dtype)
+        if key not in self._working:
+            if len(self._working) == _SIZES_KNOWN:
+                self._working.clear()
+            known = model.upscaler.working_bytes(latent.shape, size, way.dtype)
+            self._working[key] = int(_MARGIN * known)
+        return self._working[key]
+
+    def _set_compile(self, upscaler: LatentUpscaler, compile: bool) -> None:
+        if compile and self.cache.policy is Policy.KEEP:
+            upscaler.compile(self._log)
+        else:
+            upscaler.uncompile()
 
     def _make_room(self, device: torch.device) -> None:
         self.cache.leave_device(device)

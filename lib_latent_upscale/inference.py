@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from .architectures import Network, StateDictError, from_state_dict
 from .calls import Call, Interrupted, before_each_step
 from .catalog import CATALOG, Entry
+from .compiling import Compilation, as_they_were
+from .memory import peak_bytes
 from .resample import resample
 from .spaces import LatentScale, LatentSpace
 from .tiling import tiled
@@ -60,6 +62,7 @@ class LatentUpscaler:
         self.input_scale = input_scale
         self.name = name
         self.entry = entry
+        self.compilation: Compilation | None = None
         before_each_step(network)
 
     @property
@@ -80,13 +83,49 @@ class LatentUpscaler:
 
         Moving either leaves the other where it is.
         """
+        twin = self._twin(lambda weight: weight.to(dtype))
+        twin.network.to(dtype=dtype)
+        return twin
+
+    def _twin(self, convert: Callable[[Tensor], Tensor]) -> LatentUpscaler:
+        """A copy whose network's parameters are what `convert` makes of this one's."""
         weights = {
-            id(one): nn.Parameter(one.detach().to(dtype), requires_grad=False)
+            id(one): nn.Parameter(convert(one.detach()), requires_grad=False)
             for one in self.network.parameters()
         }
         twin = copy.copy(self)
-        twin.network = copy.deepcopy(self.network, weights).to(dtype=dtype)
+        twin.network = copy.deepcopy(self.network, weights)
+        as_they_were(twin.network)
+        twin.compilation = None
         return twin
+
+    def working_bytes(self, shape: Sequence[int], size: tuple[int, int], dtype: torch.dtype) -> int:
+        """The memory that tensors take at the most while a latent of that shape (N, C, H, W) is
+        upscaled to `size` as a whole by a copy in `dtype`, beyond weights and latent: an
+        estimate, computed in some tenths of a second without running the network."""
+        twin = self._twin(lambda weight: weight.to("meta", dtype))
+        twin.network.to("meta", dtype)
+        x = torch.empty(*shape, dtype=dtype, device="meta")
+        with torch.no_grad():
+            return peak_bytes(twin.network, lambda: twin._passes(x, size, None, Call(self.name)))
+
+    def compile(self, log: Callable[[str], None] = print) -> LatentUpscaler:
+        """Has the network compiled while it is used; returns self.
+
+        The first call at a size runs as it is. A thread compiles for that size meanwhile, and
+        calls run compiled from when that is done (`compilation.ready`): none waits. What cannot
+        be compiled runs as it is, and `log` is told in one line.
+        """
+        if self.compilation is None:
+            self.compilation = Compilation(self.network, self.name, log)
+        return self
+
+    def uncompile(self) -> LatentUpscaler:
+        """Undoes `compile`; returns self."""
+        if self.compilation is not None:
+            self.compilation = None
+            as_they_were(self.network)
+        return self
 
     def __call__(
         self,
@@ -146,8 +185,8 @@ class LatentUpscaler:
         def network(part: Tensor) -> Tensor:
             call.begins(part.shape[-2] * part.shape[-1])
             if self.network.scale is None:
-                return self.network(part, size=self._step(part.shape[-2:], size))
-            return self.network(part)
+                return self._network(part, size=self._step(part.shape[-2:], size))
+            return self._network(part)
 
         for _ in self._sizes(x, size):
             if tile is not None and self.network.scale is not None:
@@ -155,6 +194,11 @@ class LatentUpscaler:
             else:
                 x = network(x)
         return x
+
+    def _network(self, x: Tensor, **how: Any) -> Tensor:
+        if self.compilation is None:
+            return self.network(x, **how)
+        return self.compilation.run(self.network, x, **how)
 
     def _sizes(self, x: Tensor, size: tuple[int, int]) -> list[tuple[int, int]]:
         """The (height, width) of each pass's input on the way from x to `size`."""

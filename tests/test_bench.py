@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from lib_latent_upscale import compiling
 from lib_latent_upscale.bench import __main__ as bench
+from lib_latent_upscale.bench.jobs import two_jobs
 from lib_latent_upscale.bench.measure import Seconds, interleaved, operations, peak_bytes, ratio
 from lib_latent_upscale.bench.networks import MODELS
 from lib_latent_upscale.bench.reference import published as published_code
+from lib_latent_upscale.bench.report import HEADER
 
 from . import published
 from .golden import synthetic
@@ -80,7 +83,38 @@ def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = report["rows"][0]
     assert row["gflop_per_s"] == pytest.approx(1e3 * row["gflop"] / row["median_ms"])
     assert row["peak_mb"] > 0.1 and row["ratio"] is None
+    assert row["first_job"]["loads"] == 1 and row["second_job"]["loads"] == 0
+    assert row["compiled_ms"] is None
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["SwinFIR4x6", "city96_x2.0", "ttl", "compact"])
+def test_a_second_job_loads_copies_and_computes_nothing(name: str, dtype: torch.dtype) -> None:
+    first, second = two_jobs(MODELS[name], 16, "cpu", dtype)
+    assert first.loads == 1
+    assert first.copies == (dtype != torch.float32)
+    # Two kinds of windows, and a position bias for each block.
+    assert first.constants == (2 + 24 if name == "SwinFIR4x6" else 0)
+    assert (second.loads, second.copies, second.constants) == (0, 0, 0)
+    assert first.ms > 0 and second.ms > 0
+
+
+def test_compiled(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(compiling, "compiled", lambda recording: recording.module())
+    arguments = ["--models", "compact", "--sizes", "16", "--repeats", "1", "--dtypes", "float32"]
+    assert bench.main([*arguments, "--compile"]) == 0
+    cells = capsys.readouterr().out.splitlines()[-1].split("|")
+    header = [cell.strip() for cell in HEADER.splitlines()[0].split("|")]
+    assert float(cells[header.index("compiled ms")]) > 0
+    assert float(cells[header.index("its ratio")]) > 0
+
+    def fails(recording: object) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(compiling, "compiled", fails)
+    with pytest.raises(RuntimeError, match="no compiler"):
+        bench.main([*arguments, "--compile"])
 
 
 def test_beside_published_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,7 +130,8 @@ def test_beside_published_code(tmp_path: Path, capsys: pytest.CaptureFixture[str
     arguments = ["--models", "SwinFIR4x6", "--sizes", "16", "--repeats", "1", "--dtypes", "float32"]
     assert bench.main([*arguments, "--reference", str(tmp_path)]) == 0
     cells = capsys.readouterr().out.splitlines()[-1].split("|")
-    assert cells[-2].strip() == "0.0e+00"
-    assert float(cells[-4]) > 0
+    header = [cell.strip() for cell in HEADER.splitlines()[0].split("|")]
+    assert cells[header.index("error")].strip() == "0.0e+00"
+    assert float(cells[header.index("ratio")]) > 0
     assert "arch" not in sys.modules
     assert published_code(tmp_path, "compact", MODELS["compact"].build()) is None

@@ -33,7 +33,7 @@ class Device(PlainResidence):
         self.free, self.total = free, total
         self.there: list[nn.Module] = []
 
-    def enter(self, network: nn.Module, device: torch.device) -> None:
+    def enter(self, network: nn.Module, device: torch.device, working: int = 0) -> None:
         if not any(one is network for one in self.there):
             self.there.append(network)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lib_latent_upscale.architectures import from_state_dict
-from lib_latent_upscale.architectures.layers import linear as linear_module
+from lib_latent_upscale.architectures.layers import kernels
 from lib_latent_upscale.architectures.layers.attention import (
     channel_weights,
     masked_bias,
@@ -18,7 +18,7 @@ from lib_latent_upscale.architectures.layers.attention import (
 )
 from lib_latent_upscale.architectures.layers.chunks import by_rows, chunk_limit, pieces_of
 from lib_latent_upscale.architectures.layers.linear import Linear, linear
-from lib_latent_upscale.architectures.layers.tokens import DepthwiseConv2d
+from lib_latent_upscale.architectures.layers.tokens import DepthwiseConv2d, convolve
 from lib_latent_upscale.architectures.layers.windows import Grid, windows_of
 
 from . import published
@@ -38,7 +38,7 @@ def relative_error(a: Tensor, b: Tensor) -> float:
 @pytest.fixture(params=[True, False], ids=["fused", "general"])
 def _kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if not request.param:
-        monkeypatch.setattr(linear_module, "_kernel_works", lambda dtype: False)
+        monkeypatch.setattr(kernels, "_work", lambda dtype: False)
 
 
 @pytest.mark.usefixtures("_kernel")
@@ -53,6 +53,46 @@ def test_linear(dtype: torch.dtype, error: float, bias: bool) -> None:
         assert relative_error(linear(x, weight, b), exact) < error
         assert relative_error(linear(x, weight, b, gelu=True), F.gelu(exact)) < error
         assert relative_error(linear(x, weight, b, residual=residual), exact + residual) < error
+
+
+@pytest.mark.usefixtures("_kernel")
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("groups", [1, 18])
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolve(dtype: torch.dtype, error: float, groups: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    x, other = torch.randn(2, 2, 5, 7, 18).to(dtype)
+    weight = torch.randn(18, 18 // groups, 3, 3).to(dtype)
+    b = torch.randn(18).to(dtype) if bias else None
+    exact = F.conv2d(
+        x.double().permute(0, 3, 1, 2),
+        weight.double(),
+        None if b is None else b.double(),
+        padding=1,
+        groups=groups,
+    ).permute(0, 2, 3, 1)
+    with torch.no_grad():
+        results = {
+            "plain": (convolve(x, weight, b), exact),
+            "gelu": (convolve(x, weight, b, gelu=True), F.gelu(exact)),
+            "residual": (convolve(x, weight, b, residual=other), exact + other),
+            "gate": (convolve(x, weight, b, gate=other), exact * other),
+        }
+        wide = convolve(x, weight, b, residual=other.float())  # a skip in float32 stays one
+    for name, (result, expected) in results.items():
+        assert relative_error(result, expected) < error, name
+        assert result.dtype == dtype and result.is_contiguous(), name
+    assert wide.dtype == torch.float32
+    with pytest.raises(AssertionError, match="one tail"):
+        convolve(x, weight, b, gelu=True, residual=other)
+
+
+def test_convolve_records_gradients() -> None:
+    x = torch.randn(1, 4, 4, 3, requires_grad=True)
+    gate = torch.randn(1, 4, 4, 3, requires_grad=True)
+    convolve(x, torch.ones(3, 1, 3, 3), None, gate=gate).sum().backward()
+    assert x.grad is not None and gate.grad is not None
+    assert float(gate.grad.abs().sum()) > 0
 
 
 def test_parts_are_the_whole() -> None:

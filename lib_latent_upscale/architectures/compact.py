@@ -26,6 +26,7 @@ class Compact(Network):
     """Learns what bilinear upsampling of the latent lacks."""
 
     architecture = "compact"
+    block_types = (ResidualBlock,)
     signature = ("blocks.0.conv1.weight", "conv_upsample.weight")
 
     def __init__(self, channels: int, dim: int, depth: int, scale: int) -> None:

@@ -17,7 +17,7 @@ from .layers.chunks import by_rows
 from .layers.linear import Linear
 from .layers.rectangle import RectanglePair
 from .layers.restoration import RestorationNetwork
-from .layers.tokens import Conv2d, DepthwiseConv2d, LayerNorm, Mlp, to_picture, to_tokens
+from .layers.tokens import Conv2d, DepthwiseConv2d, LayerNorm, Mlp, convolve, to_picture, to_tokens
 from .network import Shapes, upscale_factor
 
 
@@ -92,8 +92,13 @@ class GatedFeedForward(nn.Module):
         return by_rows(self._forward, x, skip, width=width, reach=1)
 
     def _forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        gate, kept = self.dwconv(self.project_in(x)).chunk(2, dim=-1)
-        return self.project_out(F.gelu(gate) * kept, residual=skip)
+        # Each half by itself: the GELU and the gating are then in the convolutions' kernels.
+        (to_gate, to_kept), (at_gate, at_kept) = (
+            conv.weight.chunk(2) for conv in (self.project_in, self.dwconv)
+        )
+        gate = convolve(convolve(x, to_gate, None), at_gate, None, gelu=True)
+        kept = convolve(convolve(x, to_kept, None), at_kept, None, gate=gate)
+        return self.project_out(kept, residual=skip)
 
 
 class FusionBlock(nn.Module):
@@ -154,6 +159,7 @@ class CRAFT(RestorationNetwork):
     """Heights and widths are padded to multiples of the windows' longer side."""
 
     architecture = "craft"
+    block_types = (ShiftedRectangleBlock, HighFrequencyBlock, FusionBlock)
     signature = ("layers.0.residual_group.srwa_blocks.0.qkv.weight",)
     float32_skips = True
 

@@ -133,7 +133,7 @@ class SpatialGate(nn.Module):
         self.conv = DepthwiseConv2d(dim)
 
     def forward(self, kept: Tensor, gate: Tensor) -> Tensor:
-        return kept * self.conv(self.norm(gate))
+        return self.conv(self.norm(gate), gate=kept)
 
 
 class SpatialGateFeedForward(nn.Module):
@@ -202,6 +202,7 @@ class DAT(PixelShuffleTail):
     """Any height and width: its attention pads by itself, so nothing is padded outside."""
 
     architecture = "dat"
+    block_types = (Block,)
     signature = ("layers.0.blocks.0.attn.attns.0.pos.pos_proj.weight", "before_RG.1.weight")
 
     def __init__(

@@ -53,6 +53,7 @@ class DRCT(PixelShuffleTail):
     """
 
     architecture = "drct"
+    block_types = (SwinBlock, SpatialFrequencyBlock)
     signature = ("layers.0.swin1.attn.relative_position_bias_table", "layers.0.adjust1.weight")
 
     def __init__(

@@ -67,6 +67,10 @@ class Network(nn.Module):
     architecture: ClassVar[str]
     signature: ClassVar[tuple[str, ...]]
 
+    block_types: ClassVar[tuple[type[nn.Module], ...]] = ()
+    """The classes of the blocks that make it up, each of which can be compiled by itself; without,
+    it is one block. They give one tensor each and do not lie within each other."""
+
     scale: float | None
     """The network's own factor; None where `forward` takes any target size."""
     channels: int

@@ -32,6 +32,7 @@ class SwinFIR(PixelShuffleTail):
     """Heights and widths are padded to multiples of the window."""
 
     architecture = "swinfir"
+    block_types = (SwinBlock, SpatialFrequencyBlock)
     signature = (
         "layers.0.residual_group.blocks.0.attn.relative_position_bias_table",
         "layers.0.conv.fusion.weight",

@@ -73,6 +73,7 @@ class Ttl(Network):
     """
 
     architecture = "ttl"
+    block_types = (AttentionBlock, ResidualBlock)
     signature = ("in_blocks.0.emb_layers.1.weight", "embed.0.weight")
 
     max_scale = 2.0

@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .compiled import compiled
+from .jobs import two_jobs
 from .measure import (
     Product,
     Seconds,
@@ -82,11 +84,15 @@ def measure(
         outputs[key] = call().float()
         firsts[key] = time.perf_counter() - started
     peaks = {key: peak_bytes(call, options.device) for key, call in calls.items()}
+    own = {key: compiled(model, x.to(getattr(torch, key))) for key in products if options.compile}
+    compile_s = {key: seconds for key, (_, seconds) in own.items()}
+    calls.update({f"compiled {key}": call for key, (call, _) in own.items()})
     everything: list[Callable[[], Tensor]] = [*calls.values(), *products.values()]
     seconds = interleaved(everything, options.repeats)
     taken = dict(zip(calls, seconds))
     for (key, product), product_taken in zip(products.items(), seconds[len(calls) :]):
         rate = flops / median(taken[key])
+        first_job, second_job = two_jobs(model, size, options.device, getattr(torch, key))
         yield Row(
             model=name,
             size=size,
@@ -97,7 +103,10 @@ def measure(
             gflop_per_s=rate / 1e9,
             share_of_product=rate / (product.operations / median(product_taken)),
             peak_mb=peaks[key] / 1e6,
+            first_job=first_job,
+            second_job=second_job,
             **(_beside(taken, outputs, peaks, key) if reference is not None else {}),
+            **(_compiled(taken, key, compile_s[key]) if own else {}),
         )
 
 
@@ -113,6 +122,18 @@ def _beside(
         "ratio": ratios.wall,
         "cpu_ratio": ratios.cpu,
         "error": float((outputs[key] - expected).norm() / expected.norm()),
+    }
+
+
+def _compiled(taken: dict[str, list[Seconds]], key: str, compile_s: float) -> dict[str, float]:
+    """The columns of a row that tell of its compiled run."""
+    seconds = taken[f"compiled {key}"]
+    ratios = ratio(taken[key], seconds)
+    return {
+        "compiled_ms": 1e3 * median(seconds),
+        "compile_s": compile_s,
+        "compiled_ratio": ratios.wall,
+        "compiled_cpu_ratio": ratios.cpu,
     }
 
 
@@ -150,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=5, help="rounds (5)")
+    parser.add_argument("--compile", action="store_true", help="measure it compiled, too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture; needs Pillow")
     return parser

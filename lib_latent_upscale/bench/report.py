@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from .jobs import Job
+
 
 @dataclass(frozen=True)
 class Row:
@@ -31,6 +33,17 @@ class Row:
     """The same of the processor's seconds: what it says where the machine has other work, too."""
     error: float | None = None
     """Relative to the published code's output (its norm)."""
+    first_job: Job | None = None
+    """From the file on disk to the larger latent."""
+    second_job: Job | None = None
+    """Another one after it, with what the first has left."""
+    compiled_ms: float | None = None
+    """Run compiled (`--compile`), in the same rounds."""
+    compile_s: float | None = None
+    """What compiling took, beside the jobs."""
+    compiled_ratio: float | None = None
+    """The median of ours / compiled over the rounds."""
+    compiled_cpu_ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,8 +95,9 @@ class Report:
 
 HEADER = (
     "| model | latent | precision | ms | first call | GFLOP | GFLOP/s | of a product | peak MB "
-    "| published ms | its peak MB | ratio | CPU ratio | error |\n"
-    "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+    "| published ms | its peak MB | ratio | CPU ratio | error | first job | second job "
+    "| compiled ms | its ratio | CPU ratio | to compile s |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -108,5 +122,11 @@ def line(row: Row) -> str:
         optional(row.ratio, ".2f"),
         optional(row.cpu_ratio, ".2f"),
         optional(row.error, ".1e"),
+        str(row.first_job or ""),
+        str(row.second_job or ""),
+        optional(row.compiled_ms, ".0f"),
+        optional(row.compiled_ratio, ".2f"),
+        optional(row.compiled_cpu_ratio, ".2f"),
+        optional(row.compile_s, ".0f"),
     )
     return "| " + " | ".join(cells) + " |"

@@ -375,8 +375,8 @@ _OWN = (
         ema=0.99,
         clip=1.0,
         notes="How the shipped networks for SDXL, SD3 and FLUX were made, see models/README.md. "
-        "Run it in the project's folder. A thousand steps go far: what upscaling is in one space is "
-        "much like in another.",
+        "Run it in the project's folder. A thousand steps go far: what upscaling is in one space "
+        "is much like in another.",
         source="this project",
     ),
 )

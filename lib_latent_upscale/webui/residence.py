@@ -37,7 +37,8 @@ _MANAGERS = (
 class A1111Residence(PlainResidence):
     """AUTOMATIC1111's."""
 
-    def enter(self, network: nn.Module, device: torch.device) -> None:
+    def enter(self, network: nn.Module, device: torch.device, working: int = 0) -> None:
+        # It has nothing else that could make room: what does not fit is the engine's to deal with.
         from modules import devices, lowvram, shared
 
         if lowvram.is_enabled(shared.sd_model):
@@ -63,14 +64,14 @@ class ManagedResidence:
         # One for each network, and held: reForge's list holds it weakly.
         self._patchers: dict[nn.Module, Any] = {}
 
-    def enter(self, network: nn.Module, device: torch.device) -> None:
+    def enter(self, network: nn.Module, device: torch.device, working: int = 0) -> None:
         patcher = self._patchers.get(network)
         if patcher is None:
             patcher = self._patcher_class(
                 network, load_device=device, offload_device=torch.device("cpu")
             )
             self._patchers[network] = patcher
-        self._manager.load_models_gpu([patcher])
+        self._manager.load_models_gpu([patcher], memory_required=working)
         # A host that is short of memory brings only those parts there that it can swap.
         network.to(device)
 

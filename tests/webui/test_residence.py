@@ -39,8 +39,10 @@ class Manager(ModuleType):
         super().__init__("manager")
         self.current_loaded_models: list[Loaded] = []
         self.loads = 0
+        self.asked: list[int] = []
 
-    def load_models_gpu(self, patchers: list[Patcher]) -> None:
+    def load_models_gpu(self, patchers: list[Patcher], memory_required: int = 0) -> None:
+        self.asked.append(memory_required)
         for patcher in patchers:
             if not any(loaded.model is patcher for loaded in self.current_loaded_models):
                 self.loads += 1
@@ -88,6 +90,13 @@ def test_a_network_is_the_managers_guest(manager: Manager, network: nn.Module) -
     assert loaded.model.model is network and loaded.model.load_device == DEVICE
     assert manager.loads == 1
     assert residence.room(DEVICE) == (3, 4)
+
+
+def test_the_manager_is_told_what_a_run_needs(manager: Manager, network: nn.Module) -> None:
+    residence = of_this_host()
+    residence.enter(network, DEVICE, 5 << 30)
+    residence.enter(network, DEVICE, 6 << 30)  # when it is there already, too
+    assert manager.asked == [5 << 30, 6 << 30]
 
 
 def test_it_comes_back_when_the_manager_has_sent_it_away(

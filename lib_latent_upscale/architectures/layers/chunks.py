@@ -22,7 +22,7 @@ _local = threading.local()
 @contextmanager
 def chunk_limit(bytes_: int) -> Iterator[None]:
     """Another limit for what this thread computes in the `with` block."""
-    before = _limit()
+    before = limit()
     _local.limit = bytes_
     try:
         yield
@@ -43,7 +43,7 @@ def before_pieces(call: Callable[[], None]) -> Iterator[None]:
 
 def pieces_of(count: int, bytes_each: int) -> Iterator[tuple[int, int]]:
     """First and last + 1 of each piece of `count` things, each of which takes `bytes_each`."""
-    most = max(1, _limit() // max(1, bytes_each))
+    most = max(1, limit() // max(1, bytes_each))
     before_piece: Callable[[], None] | None = getattr(_local, "before_piece", None)
     for first in range(0, count, most):
         if before_piece is not None:
@@ -70,5 +70,6 @@ def by_rows(function: Callable[..., Tensor], *inputs: Tensor, width: int, reach:
     return torch.cat(results, dim=1)
 
 
-def _limit() -> int:
+def limit() -> int:
+    """The limit that holds in this thread, in bytes."""
     return int(getattr(_local, "limit", DEFAULT_LIMIT))

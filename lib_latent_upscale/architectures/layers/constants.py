@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -30,6 +30,7 @@ class ConstantCache:
         kept = self._kept.get(key)
         if kept is not None and kept[0] == state:
             return kept[1]
+        _counts["computed"] += 1
         # Outside a host's inference mode, for later calls that record gradients of their input.
         with torch.inference_mode(False), torch.no_grad():
             value = compute()
@@ -43,6 +44,14 @@ class ConstantCache:
 
     def __reduce__(self) -> tuple[type[ConstantCache], tuple[()]]:
         return ConstantCache, ()
+
+
+_counts = Counter[str]()
+
+
+def computed() -> int:
+    """How many constants have been computed in this process."""
+    return _counts["computed"]
 
 
 def _state(weight: Tensor) -> tuple[Any, ...]:

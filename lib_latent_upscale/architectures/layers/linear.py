@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
-
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from . import kernels
 
 
 class Linear(nn.Linear):
@@ -35,39 +34,11 @@ def linear(
 ) -> Tensor:
     """x (..., in) by weight (out, in) and bias (out), then GELU, or plus `residual` (..., out)."""
     assert not (gelu and residual is not None), "no network has both"
-    if _in_one_kernel(x, weight, bias, residual):
-        pointwise = torch.ops.mkldnn._linear_pointwise
+    if kernels.usable(x, weight, bias, residual):
         if residual is not None:
-            return pointwise.binary(x, residual, weight, bias, "add")
-        return pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
+            return kernels.linear_binary(x, residual, weight, bias)
+        return kernels.linear(x, weight, bias, "gelu" if gelu else "none")
     x = F.linear(x, weight, bias)
     if gelu:
         return F.gelu(x)
     return x if residual is None else residual + x
-
-
-def _in_one_kernel(*tensors: Tensor | None) -> bool:
-    """Whether oneDNN's fused kernel may be used: it is the CPU's, and it records no gradients.
-
-    It is the faster one without GELU and skip, too: on an AMD EPYC, F.linear (MKL) takes 1.6
-    times as long for 4096 tokens of 270 channels to 810.
-    """
-    given = [tensor for tensor in tensors if tensor is not None]
-    dtype = given[0].dtype
-    return (
-        all(tensor.device.type == "cpu" and tensor.dtype == dtype for tensor in given)
-        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given))
-        and _kernel_works(dtype)
-    )
-
-
-@cache
-def _kernel_works(dtype: torch.dtype) -> bool:
-    """Whether this torch, on this CPU, has the kernel in this precision."""
-    one = torch.ones(1, 1, dtype=dtype)
-    try:
-        torch.ops.mkldnn._linear_pointwise(one, one, one[0], "gelu", [], "none")
-        torch.ops.mkldnn._linear_pointwise.binary(one, one, one, one[0], "add")
-    except (AttributeError, RuntimeError, NotImplementedError):
-        return False
-    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import kernels
 from .chunks import by_rows
 from .linear import Linear, linear
 
@@ -28,8 +29,9 @@ class DepthwiseConv2d(nn.Conv2d):
     def __init__(self, channels: int, *, bias: bool = True) -> None:
         super().__init__(channels, channels, 3, 1, 1, groups=channels, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return convolve(x, self.weight, self.bias)
+    def forward(self, x: Tensor, *, gelu: bool = False, gate: Tensor | None = None) -> Tensor:
+        """`convolve` with this layer's weights."""
+        return convolve(x, self.weight, self.bias, gelu=gelu, gate=gate)
 
 
 def convolve(
@@ -39,21 +41,33 @@ def convolve(
     *,
     gelu: bool = False,
     residual: Tensor | None = None,
+    gate: Tensor | None = None,
 ) -> Tensor:
-    """A same-size convolution of tokens (N, H, W, C), then GELU, or plus `residual`.
+    """A same-size convolution of tokens (N, H, W, C), then GELU, plus `residual`, or by `gate`.
 
     weight: (out, C, side, side), or (C, 1, side, side) for one of each channel by itself; side
         is odd.
     """
     x = x.to(weight.dtype)  # from skips in float32
     side = weight.shape[-1]
+    assert gelu + (residual is not None) + (gate is not None) <= 1, "one tail"
     if side == 1 and weight.shape[1] == x.shape[-1]:
         return linear(x, weight.flatten(1), bias, gelu=gelu, residual=residual)
+    picture = to_picture(x)
+    if kernels.usable(x, weight, bias, residual, gate):
+        other = residual if gate is None else gate
+        if other is None:
+            result = kernels.convolution(picture, weight, bias, "gelu" if gelu else "none")
+        else:
+            tail = "add" if gate is None else "mul"
+            result = kernels.convolution_binary(picture, to_picture(other), weight, bias, tail)
+        return to_tokens(result)
     groups = x.shape[-1] // weight.shape[1]
-    picture = F.conv2d(to_picture(x), weight, bias, padding=side // 2, groups=groups)
-    x = to_tokens(picture)
+    x = to_tokens(F.conv2d(picture, weight, bias, padding=side // 2, groups=groups))
     if gelu:
         return F.gelu(x)
+    if gate is not None:
+        return x * gate
     return x if residual is None else residual + x
 
 

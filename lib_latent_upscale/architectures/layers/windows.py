@@ -111,6 +111,16 @@ def windows_of(x: Tensor, *grids: Grid) -> Windows:
     return _windows(x.shape[:3], grids, x.device)
 
 
+def computed() -> int:
+    """How many orders of windows have been worked out since the last `forget`."""
+    return _windows.cache_info().misses
+
+
+def forget() -> None:
+    """Has all be worked out anew."""
+    _windows.cache_clear()
+
+
 @lru_cache(maxsize=16)
 def _windows(size: tuple[int, int, int], grids: tuple[Grid, ...], device: torch.device) -> Windows:
     with torch.inference_mode(False):  # the indices serve calls that record gradients, too

@@ -1,0 +1,241 @@
+"""Compiled blocks: the same results, no job that waits, and failures that stop nothing."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lib_latent_upscale import Interrupted, compiling
+from lib_latent_upscale.architectures import from_state_dict
+from lib_latent_upscale.architectures.network import Network
+from lib_latent_upscale.cache import Policy, UpscalerCache
+from lib_latent_upscale.compiling import SIZES, Compilation
+from lib_latent_upscale.engine import Engine
+from lib_latent_upscale.inference import load
+from lib_latent_upscale.recording import Recording
+from lib_latent_upscale.weights import files
+
+from . import published
+
+BUNDLED = files.MODEL_FOLDER / "compact-sd15-x2.safetensors"
+TARGET = (16, 16)
+NETWORKS = ["DAT6x6", "SwinFIR4x6", "CRAFT7x6", "DRCTFIR12x6", "city96_x2.0", "ttl"]
+
+
+def latent(*size: int) -> Tensor:
+    return torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(sum(size)))
+
+
+class Compiler:
+    """In inductor's place: runs what was recorded, and can be held up or fail."""
+
+    def __init__(self) -> None:
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+        self.error: Exception | None = None
+        self.kinds: list[Any] = []
+        self.runs = 0
+
+    def __call__(self, recording: Recording) -> Callable[..., Any]:
+        assert self.may_go_on.wait(20)
+        if self.error is not None:
+            raise self.error
+        self.kinds.append(recording.kind)
+        module = recording.module()
+
+        def function(*inputs: Tensor) -> Any:
+            self.runs += 1
+            return module(*inputs)
+
+        return function
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
+    fake = Compiler()
+    monkeypatch.setattr(compiling, "compiled", fake)
+    return fake
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def small(name: str) -> Network:
+    network = from_state_dict(published.small_state_dict(name), **published.told(name))
+    return network.requires_grad_(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_was_recorded_is_what_the_network_computes(
+    name: str, dtype: torch.dtype, compiler: Compiler
+) -> None:
+    network = small(name).to(dtype)
+    how = {"size": (24, 40)} if name == "ttl" else {}
+    x, other = torch.randn(2, 1, 4, 16, 24).to(dtype)
+    with torch.inference_mode():
+        expected = network(x, **how), network(other, **how)
+        compilation = Compilation(network, name, lambda line: None)
+        assert torch.equal(compilation.run(network, x, **how), expected[0])
+        until(lambda: compilation.ready)
+        assert not compiler.runs
+        result = compilation.run(network, other, **how)
+    assert compiler.runs
+    # oneDNN may take another kernel for a tensor that lies otherwise.
+    error = (result - expected[1]).float().norm() / expected[1].float().norm()
+    assert error < (1e-5 if dtype == torch.float32 else 1e-2)
+    if name in ("DAT6x6", "SwinFIR4x6", "CRAFT7x6"):  # of blocks of one kind
+        assert len(set(compiler.kinds)) < len(compiler.kinds)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_compiled_is_as_eager() -> None:
+    upscaler, log = load(BUNDLED), list[str]()
+    x = latent(8, 8)
+    expected = upscaler(x, TARGET)
+    upscaler.compile(log.append)
+    assert torch.equal(upscaler(x, TARGET), expected)
+    assert upscaler.compilation is not None
+    until(lambda: bool(log))
+    assert upscaler.compilation.ready, log
+    assert "is compiled for its next jobs" in log[0]
+    for batch in (x, 3 * x):
+        compiled = upscaler(batch, TARGET)
+        plain = upscaler.copied(torch.float32)(batch, TARGET)
+        assert float((compiled - plain).norm() / plain.norm()) < 1e-4
+
+
+def test_jobs_do_not_wait_for_the_compiler(compiler: Compiler) -> None:
+    compiler.may_go_on.clear()
+    upscaler, log = load(BUNDLED), list[str]()
+    expected = upscaler(latent(8, 8), TARGET)
+    upscaler.compile(log.append)
+    for _ in range(3):
+        assert torch.equal(upscaler(latent(8, 8), TARGET), expected)
+    assert not log and not compiler.runs
+    compiler.may_go_on.set()
+    until(lambda: bool(log))
+    upscaler(latent(8, 8), TARGET)
+    assert compiler.runs == 10  # blocks
+
+
+def test_a_compiler_that_fails_is_one_line_in_the_log(compiler: Compiler) -> None:
+    compiler.error = RuntimeError("No working C++ compiler found\nin /usr/bin")
+    upscaler, log = load(BUNDLED), list[str]()
+    expected = upscaler(latent(8, 8), TARGET)
+    upscaler.compile(log.append)
+    for _ in range(2):
+        assert torch.equal(upscaler(latent(8, 8), TARGET), expected)
+        until(lambda: bool(log))
+    assert log == [
+        "bundled-sd15 cannot be compiled and runs as it is: No working C++ compiler found"
+    ]
+
+
+def test_few_sizes_are_compiled_and_each_by_itself(compiler: Compiler) -> None:
+    upscaler, log = load(BUNDLED).compile(lambda line: None), list[str]()
+    assert upscaler.compilation is not None
+    sizes = [(8, 8 + extra) for extra in range(SIZES + 2)]
+    for height, width in sizes:
+        upscaler(latent(height, width), (2 * height, 2 * width))
+    until(lambda: upscaler.compilation is not None and upscaler.compilation.ready)
+    for height, width in sizes:
+        before = compiler.runs
+        upscaler(latent(height, width), (2 * height, 2 * width))
+        log.append("compiled" if compiler.runs > before else "plain")
+    assert log == ["compiled"] * SIZES + ["plain"] * 2
+
+
+def test_an_interrupt_leaves_no_half_a_recording(compiler: Compiler) -> None:
+    upscaler = load(BUNDLED).compile(lambda line: None)
+    asked = iter([False] * 3 + [True] * 100)
+    with pytest.raises(Interrupted):
+        upscaler(latent(8, 8), TARGET, lambda: next(asked))
+    assert upscaler.compilation is not None and not compiler.kinds
+    upscaler(latent(8, 8), TARGET)
+    until(lambda: upscaler.compilation is not None and upscaler.compilation.ready)
+    with pytest.raises(Interrupted):  # between compiled blocks, too
+        asked = iter([False] * 3 + [True] * 100)
+        upscaler(latent(8, 8), TARGET, lambda: next(asked))
+    assert 0 < compiler.runs < 10
+
+
+def test_compiled_blocks_take_the_weights_of_the_moment(compiler: Compiler) -> None:
+    upscaler = load(BUNDLED).compile(lambda line: None)
+    upscaler(latent(8, 8), TARGET)
+    until(lambda: upscaler.compilation is not None and upscaler.compilation.ready)
+    # As a host does that moves a network away and back.
+    for weight in upscaler.network.parameters():
+        weight.data = weight.data.clone() * 0.5
+    result = upscaler(latent(8, 8), TARGET)
+    assert compiler.runs
+    torch.testing.assert_close(result, upscaler.uncompile()(latent(8, 8), TARGET))
+
+
+def test_a_copy_is_not_compiled(compiler: Compiler) -> None:
+    upscaler = load(BUNDLED).compile(lambda line: None)
+    upscaler(latent(8, 8), TARGET)
+    twin = upscaler.copied(torch.bfloat16)
+    assert twin.compilation is None
+    for module in copy.copy(twin).network.modules():
+        assert "forward" not in module.__dict__
+    assert twin(latent(8, 8), TARGET).shape[-2:] == TARGET
+
+
+def test_gradients_are_recorded_as_ever(compiler: Compiler) -> None:
+    network = small("SwinFIR4x6")
+    compilation = Compilation(network, "SwinFIR", lambda line: None)
+    x = torch.randn(1, 4, 16, 16, requires_grad=True)
+    compilation.run(network, x).sum().backward()
+    assert x.grad is not None and float(x.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize(("policy", "compiled"), [(Policy.KEEP, True), (Policy.OFFLOAD, False)])
+def test_the_engine_compiles_what_is_kept(
+    policy: Policy, compiled: bool, compiler: Compiler
+) -> None:
+    cache, log = UpscalerCache(policy), list[str]()
+    engine, model = Engine(cache, log=log.append), cache.get(BUNDLED)
+    x = latent(8, 8)
+    expected = engine.upscale(model, x, TARGET, dtype=torch.bfloat16)
+    engine.upscale(model, x, TARGET, dtype=torch.bfloat16, compile=True)
+    if compiled:
+        until(lambda: bool(log))
+    again = engine.upscale(model, x, TARGET, dtype=torch.bfloat16, compile=True)
+    assert bool(compiler.runs) is compiled
+    assert float((again - expected).norm() / expected.norm()) < 1e-2
+    runs = compiler.runs
+    assert torch.equal(engine.upscale(model, x, TARGET, dtype=torch.bfloat16), expected)
+    assert compiler.runs == runs
+
+
+def test_two_threads_record_one_size_once(compiler: Compiler) -> None:
+    upscaler, wrong = load(BUNDLED), list[object]()
+    expected = upscaler(latent(8, 8), TARGET)
+    upscaler.compile(lambda line: None)
+
+    def work() -> None:
+        for _ in range(4):
+            if not torch.allclose(upscaler(latent(8, 8), TARGET), expected, atol=1e-5):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    until(lambda: upscaler.compilation is not None and upscaler.compilation.ready)
+    assert len(compiler.kinds) == 10
