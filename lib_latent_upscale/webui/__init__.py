@@ -16,8 +16,6 @@ def install() -> None:
 
     Being called twice is the same as once. "Reload UI" undoes it by `uninstall` first.
     """
-    from modules import script_callbacks
-
     # Not from on_ui_settings: with --nowebui that never comes, and the API could not set them.
     settings_page.add(hires.refresh)
     hires.install()
