@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ cache = UpscalerCache(residence=residence.of_this_host())
 engine = Engine(
     cache, residence.free_all, lambda line: print(f"Latent upscale: {line}", flush=True)
 )
+can_compile = "compile" in inspect.signature(Engine.upscale).parameters
+"""Whether the engine takes that word."""
 _hand_placed: Sequence[Entry] = ()
 
 

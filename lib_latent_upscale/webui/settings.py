@@ -22,6 +22,7 @@ PRECISION_KEY = "latent_upscale_precision"
 POLICY_KEY = "latent_upscale_cache_policy"
 BUDGET_KEY = "latent_upscale_gpu_budget"
 CHUNK_KEY = "latent_upscale_chunk_limit"
+COMPILE_KEY = "latent_upscale_compile"
 
 MISFIT_INFOTEXT = "Latent upscaler misfit"
 IMG2IMG_INFOTEXT = "Latent resize"
@@ -87,6 +88,11 @@ def budget() -> int | None:
 def chunk_limit() -> int | None:
     """The bytes of what a network computes on the way; None for the automatic choice."""
     return _megabytes(CHUNK_KEY)
+
+
+def compiles() -> bool:
+    """Whether networks are to be compiled."""
+    return _value(COMPILE_KEY) is True
 
 
 def _megabytes(key: str) -> int | None:

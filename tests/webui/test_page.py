@@ -356,6 +356,31 @@ def test_a_fetch_is_stopped_and_a_page_loaded_anew_goes_on_showing_it(
     assert "fetch" in actions(page, SWINFIR.id)
 
 
+def test_interrupt_ends_a_fetch_that_a_comparison_began(
+    page: Page,
+    a1111: Double,
+    server: MisbehavingServer,
+    tmp_path: Path,
+    picture: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LATENT_UPSCALE_MIRROR", server.base)
+    served(page, server, tmp_path, trickle=0.05, block=200_000)
+    page.drop(picture)
+    page["labels"].value, page["ways"].value = [SWINFIR.label], ["Bicubic"]
+    thread = threading.Thread(target=page.press, args=("run", TASK))
+    thread.start()
+    while "fetching" not in (a1111.progress()[1] or ""):
+        assert thread.is_alive()
+        time.sleep(0.05)
+    page.press("interrupt")
+    thread.join(2)
+    assert not thread.is_alive()
+    assert names(page["results"].value) == ["Input", "Bicubic"]
+    assert "Interrupted" in page["results"].value
+    assert "arrived" in row(page, SWINFIR.id)
+
+
 def test_unloading(page: Page, picture: Path) -> None:
     page.drop(picture)
     page["ways"].value = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def labels(space: str) -> list[str]:
 def test_settings_of_the_extension(a1111: Double) -> None:
     for _ in range(2):
         found = ours(a1111)
+        found.pop("latent_upscale_compile", None)  # where the engine can
         assert list(found) == [f"latent_upscale_{name}" for name in [*SHAPE, *FILES]]
         # Where files come from and go to is not for a request by the API.
         assert [one.restrict_api for one in found.values()] == [False] * 11 + [True] * 4
@@ -117,6 +119,28 @@ def test_a_model_that_is_not_shown_works_by_its_name(webui: Double) -> None:
     assert runs(job) == runs(done(webui.txt2img(again))) == ["bundled-sd15"]
     # "Latent (neural)" may stand for one, too.
     assert runs(done(webui.txt2img(HIRES))) == ["bundled-sd15"]
+
+
+# torch.compile
+
+
+def test_the_engine_is_told_to_compile(a1111: Double, monkeypatch: pytest.MonkeyPatch) -> None:
+    models: Any = sys.modules["lib_latent_upscale.webui.models"]
+    upscale, seen = models.engine.upscale, []
+
+    def see(*args: Any, **how: Any) -> Any:
+        seen.append(how.pop("compile", "not told"))
+        return upscale(*args, **how)
+
+    monkeypatch.setattr(models.engine, "upscale", see)
+    assert ("latent_upscale_compile" in ours(a1111)) is models.can_compile
+    monkeypatch.setattr(models, "can_compile", False)
+    done(a1111.txt2img(HIRES))
+    monkeypatch.setattr(models, "can_compile", True)
+    for on in (False, True):
+        a1111.shared.opts.data["latent_upscale_compile"] = on
+        done(a1111.txt2img(HIRES))
+    assert seen == ["not told", False, True]
 
 
 # X/Y/Z
