@@ -34,7 +34,7 @@ class Foreign(nn.Module):
         result: Tensor = self.network(x)
         if result.shape[1] != self.channels or result.shape[-2] < height:
             raise TrainingError(
-                f"{self.architecture} makes {tuple(result.shape)} of {tuple(x.shape)}, not a latent "
+                f"{self.architecture} makes {tuple(result.shape)} of {tuple(x.shape)}, no latent "
                 f"{self.scale} times larger: choose other parameters"
             )
         return result[..., :height, :width]
