@@ -12,6 +12,8 @@ from .architectures.layers.chunks import DEFAULT_LIMIT, chunk_limit
 from .cache import Model, Policy, UpscalerCache
 from .inference import LatentUpscaler, NotFiniteError
 
+_CPU = torch.device("cpu")
+
 _TILE = 96
 """Latent pixels: 768 of the picture."""
 
@@ -54,6 +56,8 @@ class Engine:
         self.cache, self._free, self._log = cache, free, log
         self._float32_only: set[str] = set()
         """Names of models that overflowed in half precision, or have no kernels for it here."""
+        self._cpu_only: set[tuple[str, str]] = set()
+        """Names of models, and types of devices that lack an operation of theirs in float32."""
         self._working: dict[Hashable, int] = {}
 
     def upscale(
@@ -74,9 +78,9 @@ class Engine:
         as can be.
 
         A model that overflows in half precision, or for which the device has no kernels in it,
-        runs in float32, from then on always. Where memory runs out, all else leaves the device
-        and it is tried once more, in smaller pieces; then in tiles; then on the CPU. Raises what
-        the last way raises.
+        runs in float32, from then on always; on the CPU if there are none in float32 either. Where
+        memory runs out, all else leaves the device and it is tried once more, in smaller pieces;
+        then in tiles; then on the CPU. Raises what the last way raises.
 
         limit: bytes of what is computed on the way, instead of `chunks.DEFAULT_LIMIT`.
         told: called with what each try runs on and in.
@@ -87,6 +91,8 @@ class Engine:
         device = torch.device(device) if device is not None else latent.device
         if name in self._float32_only:
             dtype = torch.float32
+        if (name, device.type) in self._cpu_only:
+            device, dtype = _CPU, torch.float32
         tiles = model.upscaler.network.scale is not None
         ways = _ways(device, dtype, tiles, limit)
         way = next(ways)
@@ -101,9 +107,17 @@ class Engine:
                     self._set_compile(upscaler, compile and way.limit == DEFAULT_LIMIT)
                     return upscaler(latent, size, should_stop, tile=way.tile, progress=progress)
             except (NotFiniteError, RuntimeError, MemoryError) as error:
-                if isinstance(error, NotFiniteError) or _is_unknown(error, way.dtype):
+                if way.device.type != "cpu" and way.dtype == torch.float32 and _is_unknown(error):
+                    self._cpu_only.add((name, device.type))
+                    self._log(f"{_line(error)}; {name} runs on the CPU from now on")
+                    device = _CPU
+                    ways = _ways(device, torch.float32, tiles, limit)
+                    way = next(ways)
+                    continue
+                half = way.dtype != torch.float32
+                if isinstance(error, NotFiniteError) or (half and _is_unknown(error)):
                     self._float32_only.add(name)
-                    self._log(f"{error}; {name} runs in float32 from now on")
+                    self._log(f"{_line(error)}; {name} runs in float32 from now on")
                     ways = _ways(device, torch.float32, tiles, limit)
                     way = next(ways)
                     continue
@@ -123,7 +137,10 @@ class Engine:
         if key not in self._working:
             if len(self._working) == _SIZES_KNOWN:
                 self._working.clear()
-            known = model.upscaler.working_bytes(latent.shape, size, way.dtype)
+            try:
+                known = model.upscaler.working_bytes(latent.shape, size, way.dtype)
+            except (RuntimeError, NotImplementedError):  # of a torch that cannot do without values
+                known = 0
             self._working[key] = int(_MARGIN * known)
         return self._working[key]
 
@@ -151,12 +168,21 @@ def _ways(
     if tiles:
         yield _Way(device, dtype, "in tiles, which changes the result a little", _TILE, small)
     if device.type != "cpu":
-        yield _Way(torch.device("cpu"), torch.float32, "on the CPU, which takes its time")
+        yield _Way(_CPU, torch.float32, "on the CPU, which takes its time")
 
 
-def _is_unknown(error: BaseException, dtype: torch.dtype) -> bool:
-    """Whether the device cannot compute in this precision, as CPUs in float16 before torch 2.2."""
-    return dtype != torch.float32 and "not implemented for" in str(error)
+def _is_unknown(error: BaseException) -> bool:
+    """Whether the device has no kernel for an operation in the precision: CPUs in float16 before
+    torch 2.2, MPS and DirectML for some."""
+    return any(words in str(error) for words in _UNKNOWN)
+
+
+_UNKNOWN = ("not implemented for", "not currently implemented for", "Could not run 'aten::")
+
+
+def _line(error: BaseException) -> str:
+    """The first line of what an error says, which may go on for pages."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

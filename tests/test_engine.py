@@ -171,6 +171,40 @@ def test_a_precision_without_kernels_is_run_in_float32_and_remembered(bench: Ben
     assert len(bench.log) == 1 and "float32 from now on" in bench.log[0]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "The operator 'aten::_fft_r2c' is not currently implemented for the MPS device",
+        "Could not run 'aten::view_as_complex' with arguments from the 'PrivateUse1' backend.",
+    ],
+)
+def test_a_device_without_an_operation_leaves_it_to_the_cpu(bench: Bench, words: str) -> None:
+    """In float32; "meta" stands in for the device."""
+    passes: list[str] = []
+
+    def act(x: Tensor) -> None:
+        passes.append(x.device.type)
+        if x.device.type == "meta":
+            raise NotImplementedError(f"{words}\nmore")
+
+    bench.before_each_pass(act)
+    for _ in range(2):
+        passes.clear()
+        assert torch.equal(bench.upscale(device=torch.device("meta")), bench.exact)
+    assert passes == ["cpu"]  # not tried again
+    (line,) = bench.log
+    assert words[:50] in line and "on the CPU from now on" in line and "more" not in line
+
+
+def test_an_estimate_that_fails_stops_no_job(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> int:
+        raise NotImplementedError("no meta kernel")
+
+    monkeypatch.setattr(type(bench.model.upscaler), "working_bytes", fails)
+    bench.before_each_pass(out_of_memory(3))  # until it comes to the CPU
+    assert torch.equal(bench.upscale(device=torch.device("meta")), bench.exact)
+
+
 def test_nan_that_came_in_is_no_overflow(bench: Bench) -> None:
     latent = LATENT.clone()
     latent[0, 0, 0, 0] = torch.nan

@@ -87,7 +87,6 @@ def run(model: Model, latent: Tensor, size: tuple[int, int]) -> Tensor:
     models.cache.policy, models.cache.budget = settings.policy(), settings.budget()
     chosen = settings.precision()
     dtype = settings.PRECISIONS[chosen] if chosen else host.precision(latent.device)
-    more: dict[str, Any] = {"compile": settings.compiles()} if models.can_compile else {}
     ran: list[tuple[torch.device, torch.dtype]] = []
     with host.progress_text(f"Latent upscale: {models.title(model)}") as progress:
         result = models.engine.upscale(
@@ -95,11 +94,11 @@ def run(model: Model, latent: Tensor, size: tuple[int, int]) -> Tensor:
             latent,
             size,
             dtype=dtype,
+            compile=settings.compiles(),
             should_stop=host.interrupted,
             progress=progress,
             limit=settings.chunk_limit(),
             told=lambda *how: ran.append(how),
-            **more,
         )
     (height, width), seconds = latent.shape[-2:], time.perf_counter() - started
     device, precision = ran[-1]

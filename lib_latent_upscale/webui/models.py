@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,8 +29,6 @@ cache = UpscalerCache(residence=residence.of_this_host())
 engine = Engine(
     cache, residence.free_all, lambda line: print(f"Latent upscale: {line}", flush=True)
 )
-can_compile = "compile" in inspect.signature(Engine.upscale).parameters
-"""Whether the engine takes that word."""
 _hand_placed: Sequence[Entry] = ()
 
 

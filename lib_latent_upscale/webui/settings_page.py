@@ -111,15 +111,13 @@ def _add_running() -> None:
         component=gr.Slider,
         component_args={"minimum": 0, "maximum": 4096, "step": 16},
     )
-
-    if models.can_compile:
-        _add(
-            settings.COMPILE_KEY,
-            False,
-            "Compile the networks with torch.compile",
-            "faster jobs once a network is compiled for a size, which takes minutes beside the "
-            "jobs; needs a model that is kept",
-        )
+    _add(
+        settings.COMPILE_KEY,
+        False,
+        "Compile the networks with torch.compile",
+        "faster jobs once a network is compiled for a size, which takes minutes beside the "
+        "jobs; needs a model that is kept",
+    )
 
 
 def _add_files() -> None:
