@@ -107,7 +107,7 @@ class LatentUpscaler:
         twin.network.to("meta", dtype)
         x = torch.empty(*shape, dtype=dtype, device="meta")
         with torch.no_grad():
-            return peak_bytes(twin.network, lambda: twin._passes(x, size, None, Call(self.name)))
+            return peak_bytes(twin.network, lambda: twin._passes(x, size, None))
 
     def compile(self, log: Callable[[str], None] = print) -> LatentUpscaler:
         """Has the network compiled while it is used; returns self.
@@ -179,8 +179,11 @@ class LatentUpscaler:
             raise NotFiniteError(f"{self.name} overflows in {self.dtype}")
         return result
 
-    def _passes(self, x: Tensor, size: tuple[int, int], tile: int | None, call: Call) -> Tensor:
+    def _passes(
+        self, x: Tensor, size: tuple[int, int], tile: int | None, call: Call | None = None
+    ) -> Tensor:
         """The network, run until both sides reach `size` (the last pass may go past it)."""
+        call = call or Call(self.name)
 
         def network(part: Tensor) -> Tensor:
             call.begins(part.shape[-2] * part.shape[-1])

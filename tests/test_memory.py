@@ -12,7 +12,6 @@ from lib_latent_upscale.architectures import from_state_dict
 from lib_latent_upscale.architectures.layers.chunks import chunk_limit
 from lib_latent_upscale.bench import measure
 from lib_latent_upscale.cache import PlainResidence, UpscalerCache
-from lib_latent_upscale.calls import Call
 from lib_latent_upscale.engine import Engine
 from lib_latent_upscale.inference import LatentUpscaler, load
 from lib_latent_upscale.spaces import SD15
@@ -36,7 +35,7 @@ def test_the_estimate_is_near_what_is_measured(name: str) -> None:
     one, x = upscaler(name), torch.randn(1, 4, 48, 48)
     estimate = one.working_bytes(x.shape, (96, 96), torch.float32)
     with torch.inference_mode():
-        measured = measure.peak_bytes(lambda: one._passes(x, (96, 96), None, Call("x")), "cpu")
+        measured = measure.peak_bytes(lambda: one._passes(x, (96, 96), None), "cpu")
     assert 0.8 < estimate / measured < 1.3, (estimate, measured)
     assert 0.4 < one.working_bytes(x.shape, (96, 96), torch.float16) / estimate < 0.8
 
