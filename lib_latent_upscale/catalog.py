@@ -281,6 +281,20 @@ _ENTRIES = (
         "0bca261c96e136cb9e2f330f40386e6cbcaaf464cd39e9f7752c9e7b32e825e8",
         "a611e85506237312706bd49c8e2d8791f43f7303",
     ),
+    _bundled(
+        SD3,
+        "compact-sd3-x2.safetensors",
+        "compact",
+        1_813_880,
+        "74685592902fa0a10b445e326c6aa0a83db92e20c194ff9faf42c281405f04ba",
+    ),
+    _bundled(
+        FLUX,
+        "compact-flux-x2.safetensors",
+        "compact",
+        1_813_888,
+        "6e8c9fe57d3981fe8897636bf150a87f17cdb28c67fbfb5bf0d3673ca349aca7",
+    ),
 )
 
 CATALOG: Mapping[str, Entry] = {entry.id: entry for entry in _ENTRIES}
@@ -288,8 +302,8 @@ CATALOG: Mapping[str, Entry] = {entry.id: entry for entry in _ENTRIES}
 DEFAULTS: Mapping[str, str | None] = {
     SD15.id: "bundled-sd15",
     SDXL.id: "sudo-swinfir-4x6-mse-sdxl",
-    SD3.id: None,
-    FLUX.id: None,
+    SD3.id: "bundled-sd3",
+    FLUX.id: "bundled-flux",
 }
 """By space: the model that "Latent (neural)" stands for unless the user chose another."""
 

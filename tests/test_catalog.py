@@ -15,6 +15,8 @@ from . import published
 
 IDS = {
     "bundled-sd15",
+    "bundled-sd3",
+    "bundled-flux",
     "sudo-dat-6x6-sd15",
     "sudo-dat-12x6-sd15",
     "sudo-craft-7x6-sd15",
@@ -59,7 +61,7 @@ ALL = list(CATALOG.values())
 
 def test_every_published_model_is_there() -> None:
     assert CATALOG.keys() == IDS
-    assert IDS - STAND_INS.keys() == {"bundled-sd15"}
+    assert IDS - STAND_INS.keys() == {"bundled-sd15", "bundled-sd3", "bundled-flux"}
 
 
 def test_labels_and_files_are_unique_and_safe_in_infotext() -> None:

@@ -281,12 +281,13 @@ def test_a_latent_of_no_known_kind_is_refused(variant: str, label: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("space", ["sd3", "flux"])
-def test_sixteen_channels_are_refused(variant: str, space: str) -> None:
+def test_sixteen_channels_have_networks_of_their_own(variant: str, space: str) -> None:
     with Double(variant=variant, checkpoint=space) as webui:
-        for label in (NEURAL, BUNDLED.label):
-            job = webui.txt2img({**HIRES, "hr_upscaler": label})
-            assert job.error is not None and space.upper() in job.error
-            assert not job.first_pass
+        assert runs(done(webui.txt2img(HIRES))) == [f"bundled-{space}"]
+        job = webui.txt2img({**HIRES, "hr_upscaler": BUNDLED.label})
+        assert job.error is not None and space.upper() in job.error
+        assert CATALOG[f"bundled-{space}"].label in job.error
+        assert not job.first_pass
 
 
 def checkpoint_file(folder: Path, space: str) -> Path:
@@ -342,23 +343,15 @@ def test_the_default_may_stand_in_for_a_model_that_does_not_fit(variant: str) ->
         assert "misfit" not in fits.infotexts[0] and fits.pictures == job.pictures
 
 
-def test_nothing_stands_in_where_there_is_nothing() -> None:
-    settings = {"latent_upscale_misfit": "default"}
-    payload = {**HIRES, "hr_upscaler": BUNDLED.label, "override_settings": settings}
-    with Double(checkpoint="flux") as webui:
-        job = webui.txt2img(payload)
-        assert job.error is not None and "FLUX" in job.error and not job.first_pass
-
-
-def test_a_space_with_no_default_takes_the_model_there_is(models: Path) -> None:
+def test_a_model_of_ones_own_can_be_the_default_of_its_space(models: Path) -> None:
     torch.manual_seed(0)
     weights = City96(channels=16, dim=8, depth=1, scale=2.0).state_dict()
     save_file(weights, models / "mine.safetensors", {"space": "flux", "scale": "2.0"})
     with Double(checkpoint="flux") as webui:
         key = "latent_upscale_default_flux"
         choices = webui.shared.opts.data_labels[key].component_args()["choices"]
-        assert choices == ["automatic", "Latent (mine)"]
-        job = done(webui.txt2img(HIRES))
+        assert choices == ["automatic", CATALOG["bundled-flux"].label, "Latent (mine)"]
+        job = done(webui.txt2img({**HIRES, "override_settings": {key: "Latent (mine)"}}))
         assert runs(job) == ["mine.safetensors"]
         assert "Latent neural FLUX: Latent (mine)" in job.infotexts[0]
 

@@ -127,11 +127,11 @@ def test_a_model_of_another_space_is_refused(a1111: Double) -> None:
             bench.decode(latent(16))
 
 
-def test_spaces_without_models_and_unknown_ones_say_so(a1111: Double) -> None:
+def test_each_space_has_its_default_and_unknown_ones_say_so(a1111: Double) -> None:
     workbench = ours("workbench")
     a1111.load_checkpoint("flux")
-    with workbench.opened() as bench, pytest.raises(workbench.WrongSpaceError, match="FLUX"):
-        bench.choose()
+    with workbench.opened() as bench:
+        assert bench.choose().id == "bundled-flux"
     a1111.load_checkpoint("unknown")
     with workbench.opened() as bench, pytest.raises(workbench.WorkbenchError, match="kind"):
         bench.encode(ours("pictures").prepare(picture()))
