@@ -411,7 +411,7 @@ def test_the_limit_of_the_settings_is_the_engines(
     seen = []
 
     def see(self: Any, *args: Any, **kwargs: Any) -> Tensor:
-        seen.append(chunks._limit() >> 20)
+        seen.append(chunks.limit() >> 20)
         return resample(args[0], args[1])
 
     monkeypatch.setattr(inference_module().LatentUpscaler, "__call__", see)
