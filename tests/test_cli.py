@@ -16,6 +16,7 @@ import lib_latent_upscale
 from lib_latent_upscale import latent_files
 from lib_latent_upscale.cli import main
 from lib_latent_upscale.latent_files import LatentFileError
+from lib_latent_upscale.catalog import CATALOG
 from lib_latent_upscale.spaces import SD3, SD15
 
 from . import published
@@ -158,7 +159,7 @@ def test_bad_sizes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
 def test_list_shows_every_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 20
+    assert len(lines) == 1 + len(CATALOG)
     assert any(line.startswith("bundled-sd15 ") and "compact-sd15" in line for line in lines)
 
 
