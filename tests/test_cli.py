@@ -14,9 +14,9 @@ from torch import Tensor
 
 import lib_latent_upscale
 from lib_latent_upscale import latent_files
+from lib_latent_upscale.catalog import CATALOG
 from lib_latent_upscale.cli import main
 from lib_latent_upscale.latent_files import LatentFileError
-from lib_latent_upscale.catalog import CATALOG
 from lib_latent_upscale.spaces import SD3, SD15
 
 from . import published
