@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from . import whole
 from .errors import TrainingError
 
 _NAME = "step-{:08d}.pt"
@@ -30,7 +31,6 @@ class Checkpoints:
 
     def save(self, state: dict[str, Any], step: int) -> Path:
         """Writes one, whole or not at all, and deletes those that are too many."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / _NAME.format(step)
         write_whole(path, state)
         for old in self.steps()[: -self.keep]:
@@ -70,12 +70,7 @@ class Checkpoints:
 
 def write_whole(path: Path, state: dict[str, Any]) -> None:
     """torch.save, so that after a crash there is the old file or the new one, never half of it."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole.replacing(path) as part, part.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())

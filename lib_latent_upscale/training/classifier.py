@@ -20,8 +20,10 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from . import devices
 from .errors import TrainingError
 from .latent_classifier import LatentClassifier, save
+from .optimizers import RateSchedule, set_rate
 from .shards import ShardReader
 from .stopping import Stop
 from .stream import PairStream
@@ -112,14 +114,14 @@ def train(model: LatentClassifier, stream: PairStream, options: argparse.Namespa
     autocast = torch.autocast(
         torch.device(options.device).type, torch.bfloat16, enabled=options.precision == "bf16"
     )
+    schedule = RateSchedule("cosine", options.steps, max(1, round(_WARM_UP * options.steps)))
     batches = stream.batches()
     smooth = math.nan
     done = 0
     with Stop() as stop, tqdm(total=options.steps, desc="classifier", unit="step") as bar:
         while done < options.steps and not stop.wanted():
             batch = next(batches)[1].to(options.device)
-            for group in optimizer.param_groups:
-                group["lr"] = options.learning_rate * _rate(done, options.steps)
+            set_rate(optimizer, options.learning_rate * schedule.factor(done))
             with autocast:
                 scores = model(batch.large)
             loss = F.cross_entropy(scores.float(), batch.labels, label_smoothing=_SMOOTHING)
@@ -150,14 +152,6 @@ def accuracy(
     return float(right.float().mean()), float(labels.bincount().max() / len(labels))
 
 
-def _rate(step: int, steps: int) -> float:
-    """Of the peak: a linear rise, then a cosine down to 0."""
-    warm_up = max(1, round(_WARM_UP * steps))
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
-
-
 def _finite(loss: float) -> float:
     if not math.isfinite(loss):
         raise TrainingError(
@@ -176,7 +170,4 @@ def _check(options: argparse.Namespace) -> None:
             raise TrainingError(f"--{name.replace('_', '-')} is to be above 0")
     if options.width < 8 or options.width % 8:
         raise TrainingError(f"--width is a multiple of 8, not {options.width}")
-    try:
-        torch.empty(0, device=options.device)
-    except (RuntimeError, AssertionError) as error:
-        raise TrainingError(f"this torch has no device {options.device!r}: {error}") from error
+    devices.find(options.device)

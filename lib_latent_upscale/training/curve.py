@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from . import whole
 
 FILE = "curve.jsonl"
 
@@ -40,7 +41,4 @@ class Curve:
     def cut_after(self, step: int) -> None:
         """Takes away what is to come again when a run goes on from a step; events stay."""
         kept = [line for line in self.read() if line["step"] <= step or line["kind"] == "event"]
-        part = self.path.with_name(self.path.name + ".part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(part, self.path)
+        whole.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))

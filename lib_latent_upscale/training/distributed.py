@@ -14,7 +14,7 @@ from datetime import timedelta
 import torch
 from torch import Tensor, distributed, nn
 
-from .errors import TrainingError
+from . import devices
 
 _BUCKET = 32 << 20
 """Bytes that are sent at a time."""
@@ -62,13 +62,7 @@ def stop() -> None:
 
 
 def _device(name: str, local_rank: int | None) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise TrainingError(f"this torch has no device {name!r}: {error}") from error
+    device = devices.find(name)
     if device.type == "cuda" and device.index is None:
         count = torch.cuda.device_count()
         return torch.device("cuda", (local_rank or 0) % count)
@@ -93,16 +87,6 @@ def average(tensors: Iterable[Tensor]) -> None:
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """As `average`, the gradients; a parameter without one has none in any process."""
     average([one.grad for one in parameters if one.grad is not None])
-
-
-def average_before_steps(optimizer: torch.optim.Optimizer) -> None:
-    """Makes an optimizer average the gradients over all processes before every step of its."""
-
-    def before(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        for group in optimizer.param_groups:
-            average_gradients(group["params"])
-
-    optimizer.register_step_pre_hook(before)
 
 
 def share_first(network: nn.Module) -> None:

@@ -7,7 +7,7 @@ pairs, while the products are counted and what is kept for the gradient is added
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ def describe(settings: Settings) -> str:
 
 def estimate(recipe: Recipe, channels: int, factor: float) -> Estimate:
     """What a step of a recipe takes."""
-    spec = replace(recipe.network, weights="")
+    spec = recipe.network.untrained
     # Without memory for its numbers, which not all of spandrel's can be.
     device = "meta" if spec.architecture in networks.OWN else "cpu"
     with torch.device(device):

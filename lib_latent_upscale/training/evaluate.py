@@ -26,7 +26,7 @@ from ..inference import LatentUpscaler, load
 from ..spaces import SPACES, LatentSpace
 from ..weights import files, hand_placed
 from ..weights.errors import WeightsError
-from . import sheets
+from . import sheets, whole
 from .errors import TrainingError
 from .evaluation import FIGURES, Result, bicubic, by_model, evaluate, through_the_picture
 from .evaluation_pictures import find_pictures, read_pairs, sides
@@ -231,10 +231,7 @@ def _write_json(options: argparse.Namespace, results: Sequence[Result]) -> None:
         "torch": torch.__version__,
         "results": [result.as_json() for result in results],
     }
-    part = options.json.with_name(options.json.name + ".part")
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    part.replace(options.json)
+    whole.write_text(options.json, json.dumps(content, indent=1) + "\n")
 
 
 def _device_name(device: str) -> str:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from ..spaces import RAW, SPACES, LatentSpace
 from ..weights.errors import WeightsError
 from ..weights.reading import read
+from . import whole
 from .errors import TrainingError
 
 FORMAT = "latent-classifier-1"
@@ -109,13 +109,8 @@ def save(model: LatentClassifier, path: Path, told: Mapping[str, str]) -> None:
         "width": str(model.width),
     }
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
+    with whole.replacing(path) as part:
         save_file(weights, part, metadata)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load(path: Path | str) -> LatentClassifier:

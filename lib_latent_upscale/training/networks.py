@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,25 @@ class NetworkSpec:
     fourier_ends: bool = False
     mbconv: bool = False
 
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> NetworkSpec:
+        """The spec that `dataclasses.asdict` made this of. Raises `TypeError` for another."""
+        return cls(**{**said, "parameters": tuples(said["parameters"])})
+
+    @property
+    def untrained(self) -> NetworkSpec:
+        """The same network without the files that it begins from."""
+        return replace(self, weights="", body="")
+
     @property
     def is_own(self) -> bool:
         """Whether the trained weights can be loaded by the library."""
         return self.architecture in OWN and not (self.fourier_ends or self.mbconv)
+
+
+def tuples(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that JSON has had: lists as the tuples that they were."""
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in said.items()}
 
 
 def build(spec: NetworkSpec, channels: int, factor: float = 2) -> nn.Module:

@@ -35,7 +35,7 @@ def build(
     chosen = name.lower().replace("-", "").replace("_", "")
     optimizer_class: Any = _KNOWN.get(chosen) or _found(chosen, name)
     try:
-        return optimizer_class(list(parameters), lr=learning_rate, **_tuples(options))
+        return optimizer_class(list(parameters), lr=learning_rate, **options)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise TrainingError(
             f"the optimizer {name} cannot be made with lr={learning_rate:g}, "
@@ -59,11 +59,6 @@ def _found(chosen: str, name: str) -> Any:
             f"{', '.join([*_KNOWN, *known])}"
         )
     return pytorch_optimizer.load_optimizer(chosen)
-
-
-def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Lists, as JSON has them, as tuples, as optimizers want them."""
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from ..architectures import identify
 from ..architectures.network import Shapes, StateDictError
 from ..spaces import LatentSpace
 from ..weights import writing
-from . import networks
+from . import networks, whole
 from .networks import NetworkSpec
 from .recipes import Recipe
 
@@ -48,13 +47,8 @@ def write(
     """Writes the weights in float32, whole or not at all."""
     weights = network.to_state_dict()  # type: ignore[operator]
     tensors = {key: value.detach().float().cpu() for key, value in weights.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
+    with whole.replacing(path) as part:
         writing.write(part, tensors, {**metadata, "figures": json.dumps(figures)})
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _not_shown(spec: NetworkSpec, network: nn.Module, space: LatentSpace) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from . import pictures
+from . import pictures, whole
 from .errors import TrainingError
 from .fingerprints import NearCopies, fingerprint
 from .pair_jobs import FLAT, Cutting, jobs
@@ -273,12 +273,10 @@ def read(folder: Path, settings: Mapping[str, Any]) -> Plan | None:
 
 
 def _write(path: Path, parts: Iterable[str]) -> None:
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
+    with whole.replacing(path) as part, part.open("w", encoding="utf-8") as file:
         file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def _one_line(error: BaseException) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ..spaces import SPACES, LatentSpace
-from . import inspecting, pair_plan, pictures
+from . import devices, inspecting, pair_plan, pictures, whole
 from .errors import TrainingError
 from .pair_jobs import jobs
 from .pair_making import Maker
@@ -34,7 +33,6 @@ from .prepare_options import (
     add_arguments,
     choice_of,
     cutting_of,
-    device_of,
     settings_of,
     validate,
 )
@@ -50,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         return _check(options)
     validate(options)
     space = SPACES[options.space]
-    device = device_of(options.device)
+    device = devices.find(options.device)
     vae = open_vae(options.vae, space, options.decoder, device=device, precision=options.precision)
     if not vae.encodes:
         raise TrainingError(f"{options.vae} is a decoder; --vae is to be the encoder's file")
@@ -173,9 +171,7 @@ def _finish(vae: Vae, options: argparse.Namespace, settings: Mapping[str, Any]) 
         "statistics": asdict(inspecting.statistics(reader)),
         "settings": dict(settings),
     }
-    part = options.out / f"{INDEX}.part"
-    part.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, options.out / INDEX)
+    whole.write_text(options.out / INDEX, json.dumps(index, indent=2) + "\n")
     print(f"{len(reader)} pairs are in {options.out}")
     _look(reader, vae, options)
 
@@ -184,7 +180,9 @@ def _check(options: argparse.Namespace) -> int:
     reader = ShardReader(options.out)
     vae = None
     if options.vae is not None:
-        vae = open_vae(options.vae, reader.space, options.decoder, device=device_of(options.device))
+        vae = open_vae(
+            options.vae, reader.space, options.decoder, device=devices.find(options.device)
+        )
     return 1 if _look(reader, vae, options) else 0
 
 

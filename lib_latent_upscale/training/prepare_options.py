@@ -176,14 +176,3 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
         **cutting,
         **asdict(choice_of(options)),
     }
-
-
-def device_of(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise TrainingError(f"--device {name}: {str(error).splitlines()[0]}") from error
-    return device

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ..spaces import RAW, LatentScale, LatentSpace
 from .criterion import Term
 from .errors import TrainingError
-from .networks import NetworkSpec
+from .networks import NetworkSpec, tuples
 from .optimizers import Schedule
 
 Precision = Literal["bf16", "fp32"]
@@ -77,17 +77,11 @@ class Recipe:
 
 def from_json(said: Mapping[str, Any]) -> Recipe:
     """A recipe from what `Recipe.as_json` gave."""
-    network = dict(said["network"])
-    network["parameters"] = _tuples(network["parameters"])
-    terms = (Term(**{**term, "options": _tuples(term["options"])}) for term in said["terms"])
+    network = NetworkSpec.from_json(said["network"])
+    terms = (Term(**{**term, "options": tuples(term["options"])}) for term in said["terms"])
     rest = {key: value for key, value in said.items() if key not in ("network", "terms")}
-    rest["optimizer_options"] = _tuples(rest["optimizer_options"])
-    return Recipe(network=NetworkSpec(**network), terms=tuple(terms), **rest)
-
-
-def _tuples(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Lists, which JSON has of them, as the tuples that they were."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in parameters.items()}
+    rest["optimizer_options"] = tuples(rest["optimizer_options"])
+    return Recipe(network=network, terms=tuple(terms), **rest)
 
 
 def override(recipe: Recipe, key: str, text: str) -> Recipe:

@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from . import whole
 from .curve import Curve
 from .settings import Settings
 
@@ -51,9 +52,7 @@ def write(settings: Settings, curve: Curve, outcome: str, step: int) -> Path:
         f"<title>{_text(recipe.name)}</title><style>{_STYLE}</style>{''.join(body)}</html>\n"
     )
     path = settings.folder / FILE
-    part = path.with_name(FILE + ".part")
-    part.write_text(page, encoding="utf-8")
-    part.replace(path)
+    whole.write_text(path, page)
     return path
 
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import whole
 from .errors import TrainingError
+from .networks import tuples
 from .recipes import Recipe, from_json
 
 FILE = "settings.json"
@@ -55,11 +57,8 @@ class Settings:
 
     def save(self) -> None:
         """Writes it into the run's folder."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         said = {**dataclasses.asdict(self), "recipe": self.recipe.as_json()}
-        part = self.folder / (FILE + ".part")
-        part.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
-        part.replace(self.folder / FILE)
+        whole.write_text(self.folder / FILE, json.dumps(said, indent=1) + "\n")
 
 
 def load(folder: Path) -> Settings:
@@ -68,8 +67,7 @@ def load(folder: Path) -> Settings:
     try:
         said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         recipe = from_json(said.pop("recipe"))
-        rest: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}
-        return Settings(recipe=recipe, **rest)
+        return Settings(recipe=recipe, **tuples(said))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise TrainingError(f"{folder} is not the folder of a run: {path}: {error}") from error
 

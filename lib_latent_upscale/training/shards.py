@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -28,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..spaces import SPACES, LatentSpace
+from . import whole
 from .errors import TrainingError
 
 FORMAT = "latent-pairs-1"
@@ -82,12 +82,8 @@ def write_shard(path: Path, pairs: Sequence[Pair], space: LatentSpace, vae: str)
         "vae": vae,
         "sources": [vars(pair.source) for pair in pairs],
     }
-    part = path.with_name(path.name + ".part")
-    try:
+    with whole.replacing(path) as part:
         save_file(tensors, part, {FORMAT: json.dumps(about)})
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _check(pair: Pair, space: LatentSpace) -> None:

@@ -38,7 +38,7 @@ class Trained:
     def spec(self) -> networks.NetworkSpec | None:
         """The network that was trained; None where the file is of no run of this trainer."""
         try:
-            return networks.NetworkSpec(**json.loads(self.metadata["network"]))
+            return networks.NetworkSpec.from_json(json.loads(self.metadata["network"]))
         except (KeyError, ValueError, TypeError):
             return None
 
@@ -105,10 +105,7 @@ def _of_checkpoint(path: Path) -> Trained:
 def _of_spandrel(trained: Trained, spec: networks.NetworkSpec, device: str) -> LatentUpscaler:
     space = SPACES[trained.metadata["space"]]
     factor = float(trained.metadata.get("factor", 2))
-    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.parameters.items()}
-    network = networks.build(
-        replace(spec, parameters=tuples, weights="", dropout=0.0), space.channels, factor
-    )
+    network = networks.build(replace(spec.untrained, dropout=0.0), space.channels, factor)
     inner = getattr(network, "network", network)
     assert isinstance(inner, nn.Module)
     inner.load_state_dict(dict(trained.tensors), strict=False)
