@@ -38,6 +38,11 @@ class _Way:
     limit: int = DEFAULT_LIMIT
     """See `architectures.layers.chunks`."""
 
+    @property
+    def is_first(self) -> bool:
+        """Whether nothing has run out of memory before."""
+        return not self.words
+
 
 class Engine:
     """Runs the models of a cache.
@@ -104,7 +109,7 @@ class Engine:
                     self.cache.use(model, way.device, way.dtype, working=working) as upscaler,
                     chunk_limit(way.limit),
                 ):
-                    self._set_compile(upscaler, compile and way.limit == DEFAULT_LIMIT)
+                    self._set_compile(upscaler, compile and way.is_first)
                     return upscaler(latent, size, should_stop, tile=way.tile, progress=progress)
             except (NotFiniteError, RuntimeError, MemoryError) as error:
                 if way.device.type != "cpu" and way.dtype == torch.float32 and _is_unknown(error):
@@ -131,14 +136,15 @@ class Engine:
 
     def _working_bytes(self, model: Model, latent: Tensor, size: tuple[int, int], way: _Way) -> int:
         """What to ask the host for: nothing on the CPU, or where it is tried with less already."""
-        if way.device.type == "cpu" or way.limit != DEFAULT_LIMIT:
+        if way.device.type == "cpu" or not way.is_first:
             return 0
-        key = (model.path, latent.shape, tuple(size), way.dtype)
+        key = (model.path, latent.shape, tuple(size), way.dtype, way.limit)
         if key not in self._working:
             if len(self._working) == _SIZES_KNOWN:
                 self._working.clear()
             try:
-                known = model.upscaler.working_bytes(latent.shape, size, way.dtype)
+                with chunk_limit(way.limit):
+                    known = model.upscaler.working_bytes(latent.shape, size, way.dtype)
             except (RuntimeError, NotImplementedError):  # of a torch that cannot do without values
                 known = 0
             self._working[key] = int(_MARGIN * known)

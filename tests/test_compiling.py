@@ -221,6 +221,16 @@ def test_the_engine_compiles_what_is_kept(
     assert compiler.runs == runs
 
 
+def test_the_engine_compiles_with_a_limit_of_the_users(compiler: Compiler) -> None:
+    log = list[str]()
+    cache = UpscalerCache()
+    engine, model = Engine(cache, log=log.append), cache.get(BUNDLED)
+    for _ in range(2):
+        engine.upscale(model, latent(8, 8), TARGET, compile=True, limit=8 << 20)
+        until(lambda: bool(log))
+    assert compiler.runs
+
+
 def test_two_threads_record_one_size_once(compiler: Compiler) -> None:
     upscaler, wrong = load(BUNDLED), list[object]()
     expected = upscaler(latent(8, 8), TARGET)

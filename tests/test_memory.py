@@ -103,6 +103,18 @@ def test_the_engine_tells_the_residence_what_a_run_needs() -> None:
     assert shared.asked[2] == first
 
 
+def test_a_limit_of_the_users_is_no_sign_of_too_little_memory() -> None:
+    shared = Shared()
+    cache = UpscalerCache(residence=shared)
+    engine, model = Engine(cache, log=lambda line: None), cache.get(BUNDLED)
+    with pytest.raises(RuntimeError, match="enough"):
+        engine.upscale(
+            model, torch.zeros(1, 4, 64, 64), (128, 128), device=torch.device("meta"), limit=8 << 20
+        )
+    first, second = shared.asked
+    assert first > 0 and second == 0
+
+
 def test_on_the_cpu_nobody_is_asked() -> None:
     shared = Shared()
     cache = UpscalerCache(residence=shared)
