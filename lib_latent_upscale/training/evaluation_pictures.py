@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
+from . import pictures
 from .codecs import FACTOR
 from .errors import TrainingError
+from .pictures import PictureFile
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-BACKING = (160, 160, 160, 255)
-"""RGBA behind a picture that is cut out, as portraits often are: a plain grey."""
+BACKING = (160, 160, 160)
+"""RGB behind a picture that is cut out, as portraits often are: a plain grey."""
 MARGIN = Fraction(7, 6)
 """A picture is first brought down to this many times the large size on its short side."""
 
@@ -70,7 +70,7 @@ def read_pairs(
     for path in paths:
         try:
             picture = _prepared(path, int(size * MARGIN))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except pictures.UNREADABLE as error:
             report(f"{path}: it cannot be read: {error}")
             continue
         if min(picture.size) < side:
@@ -83,12 +83,8 @@ def read_pairs(
 
 
 def _prepared(path: Path, short_side: int) -> Image.Image:
-    """A picture in RGB, its short side no more than `short_side`."""
-    with Image.open(path) as file:
-        picture = file.convert("RGBA")
-    backing = Image.new("RGBA", picture.size, BACKING)
-    backing.alpha_composite(picture)
-    picture = backing.convert("RGB")
+    """A picture in RGB, the right way up, its short side no more than `short_side`."""
+    picture = pictures.read(PictureFile(path.name, "", path), BACKING)
     if min(picture.size) > short_side:
         scale = short_side / min(picture.size)
         size = round(picture.width * scale), round(picture.height * scale)
@@ -98,4 +94,4 @@ def _prepared(path: Path, short_side: int) -> Image.Image:
 
 def _as_tensor(picture: Image.Image) -> Tensor:
     """(1, 3, H, W) in 0..1."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
+    return pictures.as_pixels(picture)[None].float() / 255
