@@ -299,7 +299,7 @@ _ENTRIES = (
 
 CATALOG: Mapping[str, Entry] = {entry.id: entry for entry in _ENTRIES}
 
-DEFAULTS: Mapping[str, str | None] = {
+DEFAULTS: Mapping[str, str] = {
     SD15.id: "bundled-sd15",
     SDXL.id: "sudo-swinfir-4x6-mse-sdxl",
     SD3.id: "bundled-sd3",

@@ -256,8 +256,7 @@ def load(
     A file under a published name, or converted from a published file, gets that entry's latent
     space and input scale; another one what its metadata or the JSON file beside it say (`space`,
     `input`: "raw", "unet" or a scaling factor, hyperparameters), or its name (my-upscaler-sdxl),
-    with `space`
-    ("sd15", "sdxl", "sd3", "flux") for a file without. Nothing is fetched.
+    with `space` ("sd15", "sdxl", "sd3", "flux") for a file without. Nothing is fetched.
 
     Raises `WeightsError`: an unknown id, a file that is missing, damaged or of no architecture
     known here, or one whose latent space nothing tells.

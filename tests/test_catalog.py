@@ -137,10 +137,7 @@ def test_ttl_takes_its_one_scale_in_both_spaces() -> None:
 def test_defaults_fit_their_spaces() -> None:
     assert DEFAULTS.keys() == SPACES.keys()
     for space, id in DEFAULTS.items():
-        if id is not None:
-            assert CATALOG[id].space is SPACES[space]
-        else:
-            assert not list(entries(SPACES[space]))
+        assert CATALOG[id].space is SPACES[space]
     assert DEFAULTS["sd15"] == "bundled-sd15"
 
 

@@ -261,9 +261,7 @@ def _encoded(content: bytes) -> str:
 def _latent(content: bytes, space: LatentSpace) -> Tensor:
     """One latent of an allowed size, from a .safetensors file."""
     latent = latent_files.from_bytes(content, space)
-    if latent.shape[0] != 1:
-        raise LatentFileError(f"one latent at a time; there are {latent.shape[0]}")
-    pictures.check_size(*(side * pictures.FACTOR for side in reversed(latent.shape[-2:])))
+    workbench.check(latent)
     return latent
 
 

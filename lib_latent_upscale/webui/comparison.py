@@ -13,7 +13,6 @@ from torch import Tensor
 
 from .. import latent_files
 from ..inference import Interrupted
-from ..latent_files import LatentFileError
 from ..spaces import LatentSpace
 from ..weights.errors import WeightsError
 from . import host, host_page, models, pictures, workbench
@@ -172,9 +171,7 @@ def read_latent(path: Path, space: LatentSpace) -> Tensor:
         latent = latent_files.from_bytes(path.read_bytes(), space)
     else:
         latent = latent_files.read(path, space)
-    if latent.shape[0] != 1:
-        raise LatentFileError(f"{path.name} holds {latent.shape[0]} latents; give one at a time")
-    pictures.check_size(*(side * pictures.FACTOR for side in reversed(latent.shape[-2:])))
+    workbench.check(latent)
     return latent
 
 

@@ -14,9 +14,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ..cache import Model
-from ..inference import Interrupted
-from ..resample import resample
 from . import host, job, settings
 from .hooked import Answer, HookedLatent, unhook
 from .wrapping import unwrap, wrap
@@ -50,16 +47,9 @@ def _init(original: Any, p: Any, *args: Any, **kwargs: Any) -> Any:
         return original(p, *args, **kwargs)
     model = job.prepare(p, label, job.choose(label, p.sd_model))
     p.extra_generation_params[settings.IMG2IMG_INFOTEXT] = label
-    with _first_value_hooked(p, "init_latent", partial(_upscale, p, model)):
+    upscale = partial(job.upscale, model, stopped=lambda: setattr(p, _STOPPED, True))
+    with _first_value_hooked(p, "init_latent", upscale):
         return original(p, *args, **kwargs)
-
-
-def _upscale(p: Any, model: Model, latent: Tensor, size: tuple[int, int]) -> Tensor:
-    try:
-        return job.run(model, latent, size)
-    except Interrupted:
-        setattr(p, _STOPPED, True)
-        return resample(latent, size).to(latent.dtype)
 
 
 def _sample(original: Any, p: Any, *args: Any, **kwargs: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,13 +35,14 @@ def choose(label: str, checkpoint: Any) -> Entry:
     entry = default if label == models.NEURAL else models.by_label(label)
     if entry is not None and entry.space is space:
         return entry
-    if entry is not None and default is not None and settings.takes_default():
+    if entry is not None and settings.takes_default():
         print(f"Latent upscale: {label} is for {entry.space.label} latents; taking {default.label}")
         return default
-    fitting = [entry.label for entry in models.entries(space)]
-    advice = f"Choose one of these: {', '.join(fitting)}." if fitting else "There is none yet."
+    fitting = ", ".join(entry.label for entry in models.entries(space))
     which = f"{label} is for {entry.space.label} latents, but" if entry else f"{label}:"
-    raise ValueError(f"{which} this checkpoint needs one for {space.label}. {advice}")
+    raise ValueError(
+        f"{which} this checkpoint needs one for {space.label}. Choose one of these: {fitting}."
+    )
 
 
 def prepare(p: Any, label: str, entry: Entry) -> Model:
@@ -72,12 +74,21 @@ def forget_infotext(p: Any) -> None:
         p.extra_generation_params.pop(name, None)
 
 
-def upscale(model: Model, latent: Tensor, size: tuple[int, int]) -> Tensor:
+def upscale(
+    model: Model,
+    latent: Tensor,
+    size: tuple[int, int],
+    stopped: Callable[[], None] = lambda: None,
+) -> Tensor:
     """The latent (N, C, H, W) as (N, C, *size), on its own device; of an interrupted job some
-    latent of that size, with which the host goes on until it stops by itself."""
+    latent of that size, with which the host goes on until it stops by itself.
+
+    stopped: called where it was interrupted.
+    """
     try:
         return run(model, latent, size)
     except Interrupted:
+        stopped()
         return resample(latent, size).to(latent.dtype)
 
 

@@ -106,14 +106,10 @@ def _value(key: str) -> Any:
     return getattr(shared.opts, key, None)
 
 
-def default_entry(space: LatentSpace) -> Entry | None:
-    """The model that "Latent (neural)" stands for in that space: the user's, else ours, else the
-    first there is."""
+def default_entry(space: LatentSpace) -> Entry:
+    """The model that "Latent (neural)" stands for in that space: the user's, else ours."""
     label = _value(default_key(space))
     entry = models.by_label(label) if isinstance(label, str) else None
     if entry is not None and entry.space is space:
         return entry
-    default = DEFAULTS[space.id]
-    if default is not None:
-        return CATALOG[default]
-    return next(iter(models.entries(space)), None)
+    return CATALOG[DEFAULTS[space.id]]

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from ..catalog import Entry
 from ..engine import is_out_of_memory
 from ..inference import Interrupted
+from ..latent_files import LatentFileError
 from ..spaces import LatentSpace
 from . import host, job, models, pictures, settings
 
@@ -86,6 +87,15 @@ def target(
     size = round(high * factor_y), round(wide * factor_x)
     pictures.check_size(size[1] * pictures.FACTOR, size[0] * pictures.FACTOR)
     return size
+
+
+def check(latent: Tensor) -> None:
+    """Raises `LatentFileError` for several latents in one, and `pictures.PictureError` for one of
+    a size that is not allowed."""
+    if latent.shape[0] != 1:
+        raise LatentFileError(f"one latent at a time; these are {latent.shape[0]} latents")
+    height, width = latent.shape[-2:]
+    pictures.check_size(width * pictures.FACTOR, height * pictures.FACTOR)
 
 
 @contextmanager
@@ -157,15 +167,11 @@ class Workbench:
         if entry is not None and entry.space is space:
             return entry
         if entry is None:
-            entry = settings.default_entry(space)
-            if entry is not None:
-                return entry
-            raise WrongSpaceError(f"there is no model for {space.label} latents yet")
-        fitting = [other.id for other in models.entries(space)]
-        advice = f"Fitting ones: {', '.join(fitting)}." if fitting else "There is none yet."
+            return settings.default_entry(space)
+        fitting = ", ".join(other.id for other in models.entries(space))
         raise WrongSpaceError(
             f"{entry.id} is for {entry.space.label} latents, but these are {space.label}'s. "
-            + advice
+            f"Fitting ones: {fitting}."
         )
 
     def encode(self, picture: Image.Image) -> Tensor:
