@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -248,26 +249,19 @@ MOMENTS = {
 }
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a child of its own: needs fork")
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no such signal")
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_at_any_moment_it_ends_with_the_same_files(
-    run: Run,
-    vae: tuple[Path, Path],
-    folder: Path,
-    tmp_path: Path,
-    moment: str,
-    monkeypatch: pytest.MonkeyPatch,
+    run: Run, vae: tuple[Path, Path], folder: Path, tmp_path: Path, moment: str
 ) -> None:
     run(folder, out="whole")
-    where, name, count = MOMENTS[moment]
-    child = os.fork()
-    if not child:
-        with monkeypatch.context() as patched:
-            patched.setattr(where, name, killing(getattr(where, name), count))
-            prepare.run(options_of(vae, folder, tmp_path / "out"))
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    # Not forked off this process: its threads, and what they hold, would not go along.
+    child = multiprocessing.get_context("forkserver").Process(
+        target=prepare_until, args=(moment, options_of(vae, folder, tmp_path / "out"))
+    )
+    child.start()
+    child.join(120)
+    assert child.exitcode == -signal.SIGKILL
     before = files(tmp_path / "out")
     run(folder)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
@@ -275,6 +269,14 @@ def test_killed_at_any_moment_it_ends_with_the_same_files(
     for kept in before:
         assert before[kept] == files(tmp_path / "whole").get(kept, before[kept])
     assert not list((tmp_path / "out").glob("*.part"))
+
+
+def prepare_until(moment: str, options: argparse.Namespace) -> None:
+    """Prepares, in a process that is killed at that moment."""
+    torch.set_num_threads(1)
+    where, name, count = MOMENTS[moment]
+    setattr(where, name, killing(getattr(where, name), count))
+    prepare.run(options)
 
 
 def killing(function: Callable[..., Any], count: int) -> Callable[..., Any]:
