@@ -17,13 +17,14 @@ from .compact import Compact
 from .craft import CRAFT
 from .dat import DAT
 from .drct import DRCT
+from .halfway import Halfway
 from .network import Network, Shapes, StateDictError, as_float32, is_derived
 from .swinfir import SwinFIR
 from .ttl import Ttl
 
 __all__ = ["NETWORKS", "Network", "StateDictError", "configure", "from_state_dict", "identify"]
 
-NETWORKS: tuple[type[Network], ...] = (DAT, CRAFT, SwinFIR, DRCT, City96, Ttl, Compact)
+NETWORKS: tuple[type[Network], ...] = (DAT, CRAFT, SwinFIR, DRCT, City96, Ttl, Compact, Halfway)
 
 
 def identify(keys: Mapping[str, Any]) -> type[Network]:

@@ -15,6 +15,7 @@ from ..architectures.compact import Compact
 from ..architectures.craft import CRAFT
 from ..architectures.dat import DAT
 from ..architectures.drct import DRCT
+from ..architectures.halfway import Halfway
 from ..architectures.network import Network
 from ..architectures.swinfir import SwinFIR
 from ..architectures.ttl import Ttl
@@ -52,7 +53,7 @@ class Model:
     def call(self, network: Callable[..., Tensor], x: Tensor) -> Tensor:
         """The network's output: twice the size where it has no factor of its own."""
         height, width = x.shape[-2:]
-        free = self.network is Ttl
+        free = self.network in (Ttl, Halfway)
         return network(x, size=(2 * height, 2 * width)) if free else network(x)
 
 
@@ -89,4 +90,5 @@ MODELS = {
         },
     ),
     "compact": Model(Compact, {"channels": 4, "dim": 64, "depth": 10, "scale": 2}),
+    "halfway": Model(Halfway, {"channels": 4, "dim": 64, "coarse": 3, "fine": 3, "folding": 3}),
 }

@@ -217,6 +217,10 @@ def _compact(told: Mapping[str, Any]) -> dict[str, Any]:
     return {"dim": 64, "depth": 10}
 
 
+def _halfway(told: Mapping[str, Any]) -> dict[str, Any]:
+    return {"dim": 64, "coarse": 3, "fine": 3, "folding": 3}
+
+
 _PUBLISHED: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "dat": _dat,
     "craft": _craft,
@@ -225,4 +229,5 @@ _PUBLISHED: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "city96": _city96,
     "ttl": _ttl,
     "compact": _compact,
+    "halfway": _halfway,
 }

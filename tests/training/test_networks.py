@@ -69,7 +69,7 @@ def test_gradients_are_those_of_finite_differences(name: str, mode: str) -> None
 
     gradients = torch.autograd.grad(loss(), weights)
     slope = sum(float((one * other).sum()) for one, other in zip(gradients, direction))
-    step, values = 1e-6, []
+    step, values = 1e-8, []  # small: networks with ReLU have kinks
     with torch.no_grad():
         for sign in (1, -2):
             for weight, way in zip(weights, direction):
@@ -134,8 +134,8 @@ def test_published_sizes(name: str) -> None:
     with torch.device("meta"):
         network = build(NetworkSpec(name), 4, 2)
     if published_as is None:
-        assert name == "compact"
-        assert sum(one.numel() for one in network.parameters()) == 890_948
+        ours = {"compact": 890_948, "halfway": 1_075_588}
+        assert sum(one.numel() for one in network.parameters()) == ours[name]
         return
     shapes = {key: tuple(one.shape) for key, one in network.to_state_dict().items()}  # type: ignore[operator]
     wanted = published.state_dict(published_as)

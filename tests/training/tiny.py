@@ -28,6 +28,7 @@ NETWORKS: Mapping[str, Mapping[str, Any]] = {
         "dim": 32, "embedding_dim": 8, "in_blocks": (False, True), "out_blocks": (True, False)
     },
     "compact": {"dim": 8, "depth": 2},
+    "halfway": {"dim": 8, "coarse": 1, "fine": 2, "folding": 1},
     "HAT": {
         "embed_dim": 12, "depths": (2,), "num_heads": (2,), "window_size": 4, "num_feat": 8,
         "squeeze_factor": 4,
