@@ -76,6 +76,9 @@ class Criterion(nn.Module):
     decode_batch: latents decoded at a time. Each group's inside is computed again for its
         gradient instead of being kept: so a step needs memory for one group, and one more
         decoding. All at a time, and kept, if None.
+    picture_side: the side, in latent pixels, of the square of each latent that is decoded for the
+        terms on pictures, drawn anew each time from torch's random numbers: a part of the time,
+        and of the memory. The whole latent if None, or where it is no larger.
     Raises `TrainingError` for terms that cannot be computed with these.
 
     A module, so that `to` moves what the losses hold; there is nothing in it to be trained or
@@ -91,6 +94,7 @@ class Criterion(nn.Module):
         to_raw: Callable[[Tensor], Tensor] | None = None,
         space: LatentSpace | None = None,
         decode_batch: int | None = None,
+        picture_side: int | None = None,
     ) -> None:
         super().__init__()
         self.terms = tuple(terms)
@@ -100,7 +104,10 @@ class Criterion(nn.Module):
             raise TrainingError("a loss on pictures needs the VAE's decoder; name its file")
         if decode_batch is not None and decode_batch < 1:
             raise TrainingError(f"decode_batch is 1 or more, not {decode_batch}")
+        if picture_side is not None and picture_side < 1:
+            raise TrainingError(f"picture_side is 1 or more, not {picture_side}")
         self.vae, self.to_raw, self.decode_batch = vae, to_raw, decode_batch
+        self.picture_side = picture_side
         self.discriminator = discriminator
         self.losses = nn.ModuleList(self._build(term) for term in self.terms)
         self.names = _distinct([term.name for term in self.terms])
@@ -149,6 +156,8 @@ class Criterion(nn.Module):
         return losses.build(term.loss, **options)
 
     def _pictures(self, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        if self.picture_side is not None:
+            predicted, target = same_squares(predicted, target, self.picture_side)
         with torch.no_grad():
             groups = target.split(self.decode_batch or len(target))
             wanted = torch.cat([self._decode(group) for group in groups])
@@ -162,6 +171,26 @@ class Criterion(nn.Module):
         assert self.vae is not None
         latents = latents if latents.dtype == torch.float64 else latents.float()
         return self.vae.decode(self.to_raw(latents) if self.to_raw else latents)
+
+
+def same_squares(one: Tensor, other: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """From each of N latents (N, C, H, W) a square of `side`, at a random place, the same in both.
+
+    A side longer than the latent's is cut to that.
+    """
+    height, width = one.shape[-2:]
+    high, wide = min(side, height), min(side, width)
+    tops = torch.randint(height - high + 1, (len(one),)).tolist()
+    lefts = torch.randint(width - wide + 1, (len(one),)).tolist()
+
+    def cut(latents: Tensor) -> Tensor:
+        squares = [
+            latent[:, top : top + high, left : left + wide]
+            for latent, top, left in zip(latents, tops, lefts)
+        ]
+        return torch.stack(squares)
+
+    return cut(one), cut(other)
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

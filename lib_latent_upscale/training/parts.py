@@ -77,7 +77,8 @@ def assemble(settings: Settings, process: Process) -> Parts:
         discriminator=adversary,
         to_raw=None if scale == RAW else lambda latents: scale.to(RAW, latents),
         space=reader.space,
-        decode_batch=1 if process.device.type == "cpu" else None,
+        decode_batch=1 if process.device.type == "cpu" and not recipe.picture_side else None,
+        picture_side=recipe.picture_side or None,
     ).to(process.device)
     validation = None
     if held is not None and process.is_first and settings.validation_pairs:

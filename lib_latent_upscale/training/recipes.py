@@ -31,6 +31,8 @@ class Recipe:
     ema: decay of the average of the weights that is kept beside them; 0 for none.
     clip: largest norm of the gradient; 0 for no limit.
     discriminator_rate: its learning rate, where a loss is adversarial.
+    picture_side: side, in the large latent's pixels, of the square of each that losses on pictures
+        look at; 0 for all of it.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Recipe:
     ema: float = 0.999
     clip: float = 0.0
     discriminator_rate: float = 1e-4
+    picture_side: int = 0
     notes: str = ""
     source: str = ""
 

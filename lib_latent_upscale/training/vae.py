@@ -129,8 +129,9 @@ class TinyVae(Vae):
     def _decode(self, latents: Tensor) -> Tensor:
         if self.decoder is None:
             raise TrainingError(f"{self.name} is an encoder; name the decoder's file too to decode")
+        latents = RAW.to(self.space.unet, latents).contiguous(memory_format=torch.channels_last)
         with self._autocast(latents.device):
-            pictures = nn.Sequential.forward(self.decoder, RAW.to(self.space.unet, latents))
+            pictures = nn.Sequential.forward(self.decoder, latents)
         return pictures.float() * 2 - 1
 
 

@@ -97,6 +97,37 @@ def test_the_gradient_goes_through_the_frozen_vae(decode_batch: int | None) -> N
         assert max(vae.decoded[:-2]) == decode_batch
 
 
+@pytest.mark.parametrize("side", [3, 8, 20])
+def test_pictures_may_be_of_a_square_of_each_latent(side: int) -> None:
+    """Each latent's own, the same in both, another one in the next step; no more than there is."""
+    predicted, target = latents(batch=2)
+    vae = CountingVae()
+    criterion = Criterion([Term("l1", on="picture")], vae=vae, picture_side=side)
+    inside = min(side, 8)
+    places, touched = set(), []
+    for seed in range(8):
+        torch.manual_seed(seed)
+        loss, _ = criterion(predicted, target, 0)
+        (gradient,) = torch.autograd.grad(loss, predicted)
+        for row, latent in enumerate(gradient):
+            where = latent.abs().sum(0).nonzero()
+            top, left = where.min(0).values.tolist()
+            assert (where.max(0).values - where.min(0).values + 1).tolist() == [inside, inside]
+            places.add((top, left))
+            cut = (
+                slice(row, row + 1),
+                slice(None),
+                slice(top, top + side),
+                slice(left, left + side),
+            )
+            touched.append((vae.decode(predicted[cut]) - vae.decode(target[cut])).abs().mean())
+        expected = torch.stack(touched[-2:]).mean()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert (len(places) > 1) == (side < 8)
+    with pytest.raises(TrainingError, match="picture_side"):
+        Criterion([Term("l1")], picture_side=0)
+
+
 def test_the_vae_gets_raw_latents() -> None:
     """Whatever scale the network works in, the picture is the same."""
     predicted, target = latents()

@@ -30,6 +30,7 @@ PLAIN = [
     ("mse", {}),
     ("huber", {}),
     ("huber", {"delta": 0.3}),
+    ("psnr", {}),
     ("fft", {}),
     ("fft", {"norm": "backward"}),
     ("hfen", {}),
@@ -66,6 +67,10 @@ def test_pointwise_losses() -> None:
     for delta in (0.2, 1.0):
         huber = np.where(size <= delta, difference**2 / 2, delta * (size - delta / 2)).mean()
         assert value("huber", predicted, target, delta=delta) == pytest.approx(huber)
+    for floor in (1e-4, 0.1):
+        rows = (difference**2).mean((1, 2, 3))
+        decibels = np.log(1 + rows / floor).mean()
+        assert value("psnr", predicted, target, floor=floor) == pytest.approx(decibels)
 
 
 @pytest.mark.parametrize("norm", ["ortho", "backward", "forward"])
@@ -378,6 +383,7 @@ def test_small_images_have_no_structure() -> None:
         ("l3", {}, "no loss is called 'l3'; there are l1"),
         ("l1", {"delta": 1}, "It takes: no options"),
         ("huber", {"delta": 0}, "a difference above 0"),
+        ("psnr", {"floor": 0}, "a squared difference above 0"),
         ("fft", {"norm": "half"}, "ortho, backward, forward"),
         ("hfen", {"norm": "l3"}, "l1, l2"),
         ("hfen", {"size": 14}, "an odd number"),

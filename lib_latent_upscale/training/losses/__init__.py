@@ -12,13 +12,14 @@ from .contextual import Contextual
 from .frequency import FFT
 from .hfen import HFEN
 from .perceptual import LPIPS
-from .pointwise import L1, MSE, Huber
+from .pointwise import L1, MSE, PSNR, Huber
 from .structural import SSIM, MultiScaleSSIM
 
 LOSSES: dict[str, type[Loss]] = {
     "l1": L1,
     "mse": MSE,
     "huber": Huber,
+    "psnr": PSNR,
     "fft": FFT,
     "hfen": HFEN,
     "contextual": Contextual,

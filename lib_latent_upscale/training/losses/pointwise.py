@@ -36,3 +36,22 @@ class Huber(Loss):
 
     def measure(self, predicted: Tensor, target: Tensor) -> Tensor:
         return F.huber_loss(predicted, target, delta=self.delta)
+
+
+class PSNR(Loss):
+    """Mean over the rows of ln(1 + MSE / floor): a fall of each row's decibels, whatever they are.
+
+    With means of differences, rows that are hard to tell drown the errors of those that are easy,
+    as skies and other plain areas are. The negated decibels are a loss of HINet's (Chen et al.,
+    2021); the floor, about 46 dB for pictures in -1..1, keeps it positive and its gradient bounded.
+    """
+
+    def __init__(self, floor: float = 1e-4) -> None:
+        super().__init__()
+        if not floor > 0:
+            raise ValueError(f"floor is a squared difference above 0, not {floor}")
+        self.floor = floor
+
+    def measure(self, predicted: Tensor, target: Tensor) -> Tensor:
+        errors = (predicted - target).square().flatten(1).mean(1)
+        return (errors / self.floor).log1p().mean()
