@@ -22,11 +22,7 @@ class Monitor:
 
     def __init__(self, settings: Settings, process: Process, parts: Parts) -> None:
         self.settings, self.speaks = settings, process.is_first
-        self.validation, self.space, self.factor = (
-            parts.validation,
-            parts.reader.space,
-            parts.factor,
-        )
+        self.validation, self.space = parts.validation, parts.reader.space
         self.rows = settings.recipe.batch * settings.recipe.accumulation * process.world
         self.curve = Curve(settings.folder)
         self.best: float | None = None
@@ -39,9 +35,7 @@ class Monitor:
             total=settings.recipe.steps, unit="step", disable=None if self.speaks else True
         )
         self._writer = _tensorboard(settings) if self.speaks else None
-        self._metadata = own_weights.metadata_of(
-            settings.recipe, parts.network, self.space, self.factor
-        )
+        self._metadata = own_weights.metadata_of(settings.recipe, parts.network, self.space)
 
     def say(self, text: str) -> None:
         """A line of the log, on the screen and in `log.txt`."""

@@ -20,9 +20,7 @@ from .networks import NetworkSpec
 from .recipes import Recipe
 
 
-def metadata_of(
-    recipe: Recipe, network: nn.Module, space: LatentSpace, factor: float | None
-) -> dict[str, str]:
+def metadata_of(recipe: Recipe, network: nn.Module, space: LatentSpace) -> dict[str, str]:
     """What the library reads of a file (see `weights.describing`), and where it comes from."""
     spec = recipe.network
     told = {
@@ -32,7 +30,8 @@ def metadata_of(
         "recipe": recipe.name,
         "network": json.dumps(dataclasses.asdict(spec)),
     }
-    if factor is not None:
+    # Its own factor, not the pairs': a network for any size may be trained at one.
+    if (factor := getattr(network, "scale", None)) is not None:
         told["factor"] = f"{factor:g}"
     if spec.is_own:
         told |= {

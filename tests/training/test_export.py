@@ -58,7 +58,7 @@ def run(tmp_path: Path) -> Path:
     """A run's folder, with weights, and a checkpoint whose average is another one."""
     recipe = replace(RECIPES["compact"], network=tiny.shrunk(RECIPES["compact"].network))
     network, folder = of("compact", SD15), tmp_path / "runs" / "third"
-    metadata = own_weights.metadata_of(recipe, network, SD15, 2)
+    metadata = own_weights.metadata_of(recipe, network, SD15)
     own_weights.write(folder / "weights" / "best.safetensors", network, metadata, {"l1": 0.3})
     (folder / "settings.json").write_text(json.dumps({"data": ["/home/me/pairs", "more"]}))
     other = {key: value + 0.01 for key, value in network.state_dict().items()}
@@ -114,14 +114,21 @@ def test_the_same_content_makes_the_same_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "factor"),
-    [("city96", 1.5), ("dat-6x6", 2), ("swinfir-4x6-mse", 2), ("drct-l-l1-xl", 2), ("ttl", None)],
+    [
+        ("city96", 1.5),
+        ("dat-6x6", 2),
+        ("swinfir-4x6-mse", 2),
+        ("drct-l-l1-xl", 2),
+        ("ttl", None),
+        ("halfway", None),
+    ],
 )
 def test_every_network_of_the_library_needs_no_more_told(
     tmp_path: Path, recipe: str, factor: float | None
 ) -> None:
     """Also what the weights do not show: city96's factor, and DAT's windows, not the published."""
     spec, network = tiny.shrunk(RECIPES[recipe].network), of(recipe, SD15, factor or 2)
-    said = own_weights.metadata_of(replace(RECIPES[recipe], network=spec), network, SD15, factor)
+    said = own_weights.metadata_of(replace(RECIPES[recipe], network=spec), network, SD15)
     write(tmp_path / "a.safetensors", network, factor=factor, scale="raw", half=False, more=said)
     (entry,) = hand_placed.scan([tmp_path]).entries
     assert (entry.architecture, entry.factor) == (spec.architecture, factor)
@@ -285,7 +292,7 @@ def test_networks_of_spandrel_are_evaluated_but_not_exported(
     # Begun from files that are not here any more.
     spec = replace(tiny.shrunk(RECIPES["hat"].network), weights="gone.pt", body="gone.pt")
     recipe = replace(RECIPES["hat"], network=spec)
-    own_weights.write(path, network, own_weights.metadata_of(recipe, network, SD15, 2), {})
+    own_weights.write(path, network, own_weights.metadata_of(recipe, network, SD15), {})
     latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         exact = RAW.to(SD15.unet, network(SD15.unet.to(RAW, latent)))
