@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 COMMANDS = {
     "prepare": "make pairs of latents from folders of pictures",
     "train": "train a network by a recipe",
+    "halfway": "make weights that halfway's training begins from",
     "classifier": "train the features of the contextual loss",
     "evaluate": "measure models on a folder of pictures",
     "export": "make a file for models/ of a run",
@@ -41,8 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f'{chosen} needs {error.name}: pip install ".[train]"', file=sys.stderr)
         return 2
+    from .devices import keep_freed_memory
     from .errors import TrainingError
 
+    keep_freed_memory()
     command = argparse.ArgumentParser(
         prog=f"{parser.prog} {chosen}", description=(module.__doc__ or "").split("\n\n")[0]
     )

@@ -379,6 +379,29 @@ _OWN = (
         "is much like in another.",
         source="this project",
     ),
+    Recipe(
+        name="halfway",
+        summary="the project's own network for any factor from 1 to 2, L1 of decoded squares",
+        network=NetworkSpec("halfway"),
+        terms=(Term("l1", 0.05), Term("l1", 1.0, on="picture")),
+        optimizer="muon",
+        learning_rate=1e-3,
+        schedule="cosine",
+        warm_up=50,
+        batch=12,
+        steps=2_000,
+        crop=12,
+        factor=2,
+        scale="unet",
+        ema=0.99,
+        clip=1.0,
+        picture_side=12,
+        notes="How the shipped networks were made, see models/README.md: from weights that the "
+        "command halfway makes, --set network.weights=FILE. Give --decoder. L1 of latents alone "
+        "gives sharp pictures that are wrong; of decoded ones, pictures that are right as far as "
+        "they go.",
+        source="this project",
+    ),
 )
 
 RECIPES = {recipe.name: recipe for recipe in (*_PUBLISHED, *_TRIED, *_OWN)}
