@@ -126,12 +126,17 @@ def test_cutting_and_joining(grids: list[Grid]) -> None:
     assert windows_of(x + 1, *grids) is windows  # worked out once
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "tiles"), [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)]
+)
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_window_attention(grid: Grid, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_window_attention(
+    grid: Grid, dtype: torch.dtype, tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Against attention of each token to all of the picture, the others masked."""
     from lib_latent_upscale.architectures.layers import attention
 
+    monkeypatch.setattr(attention, "_has_tiles", lambda: tiles)
     monkeypatch.setattr(attention, "_SCORES_AT_ONCE", 1000)  # several rounds, one of them short
     torch.manual_seed(0)
     heads, dim, height, width = 3, 5, 16, 24

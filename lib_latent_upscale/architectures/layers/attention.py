@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,7 +29,7 @@ def window_attention(
         x.unflatten(0, (-1, length)).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v)
     )
     attend, at_once = _attend, len(q)
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not _has_tiles():
         attend, at_once = _attend_by_products, max(1, _SCORES_AT_ONCE // (heads * length**2))
     attended, start = [], 0
     for group in groups:
@@ -47,12 +49,20 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 
 def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """As `_attend`. The CPU's fused kernel gains nothing from bfloat16; its products do."""
+    """As `_attend`. Without tiles, a CPU's fused kernel gains nothing from bfloat16; its products
+    do."""
     windows, scale = len(q), q.shape[-1] ** -0.5
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
     scores = torch.bmm(q, k.transpose(1, 2)).unflatten(0, (windows, -1))
     weights = torch.add(bias, scores, alpha=scale).softmax(dim=-1).flatten(0, 1)
     return torch.bmm(weights, v).unflatten(0, (windows, -1))
+
+
+@cache
+def _has_tiles() -> bool:
+    """Whether this CPU has a unit for products in bfloat16 (AMX), and torch knows of it."""
+    known = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return known is not None and bool(known())
 
 
 def masked_bias(bias: Tensor, grid: Grid) -> Tensor:
