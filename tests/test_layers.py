@@ -12,8 +12,10 @@ from torch.nn import functional as F
 from lib_latent_upscale.architectures import from_state_dict
 from lib_latent_upscale.architectures.layers import kernels
 from lib_latent_upscale.architectures.layers.attention import (
+    channel_attention,
     channel_weights,
     masked_bias,
+    projected_channel_attention,
     window_attention,
 )
 from lib_latent_upscale.architectures.layers.chunks import by_rows, chunk_limit, pieces_of
@@ -181,6 +183,20 @@ def test_channel_weights(dtype: torch.dtype) -> None:
     result = channel_weights(q.to(dtype), k.to(dtype), temperature.to(dtype))
     assert result.dtype == dtype
     assert relative_error(result, expected) < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("skips", [True, False])
+def test_projected_channel_attention(batch: int, skips: bool) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, batch, 6, 5, 12)
+    temperature, projection = torch.rand(3, 1, 1), torch.randn(8, 12)
+    skip = torch.randn(batch, 6, 5, 8) if skips else None
+    expected = channel_attention(q, k, v, temperature) @ projection.T
+    if skip is not None:
+        expected = expected + skip
+    result = projected_channel_attention(q, k, v, temperature, projection, skip)
+    torch.testing.assert_close(result, expected)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers.attention import channel_attention
+from .layers.attention import projected_channel_attention
 from .layers.chunks import by_rows
 from .layers.linear import Linear
 from .layers.rectangle import RectanglePair
@@ -88,7 +88,8 @@ class FusionAttention(nn.Module):
     def forward(self, low: Tensor, high: Tensor, skip: Tensor | None) -> Tensor:
         q = self.q_dwconv(self.q(high))
         k, v = self.kv_dwconv(self.kv(low)).chunk(2, dim=-1)
-        return self.project_out(channel_attention(q, k, v, self.temperature), residual=skip)
+        projection = self.project_out.weight.flatten(1)
+        return projected_channel_attention(q, k, v, self.temperature, projection, skip)
 
 
 class GatedFeedForward(nn.Module):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .linear import linear
 from .windows import Grid, Group
 
 _MASKED = -100.0  # what the published networks were trained with, in place of minus infinity
@@ -102,20 +103,38 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -> T
     return (heads @ weights.transpose(-2, -1)).transpose(1, 2).reshape(v.shape)
 
 
+def projected_channel_attention(
+    q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, projection: Tensor, skip: Tensor | None
+) -> Tensor:
+    """`channel_attention` times `projection` (out, C), plus `skip` (N, H, W, out).
+
+    At each position both are linear: one layer does it, with weights of its own for each picture.
+    """
+    attended = []
+    for index, heads in enumerate(channel_weights(q, k, temperature)):
+        one = slice(index, index + 1)
+        weight = projection @ torch.block_diag(*heads)
+        attended.append(linear(v[one], weight, residual=None if skip is None else skip[one]))
+    return attended[0] if len(attended) == 1 else torch.cat(attended)
+
+
 def channel_weights(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
     """How much each channel of a head takes of each other: (N, heads, dim, dim).
 
-    The softmax of the cosines between channels. They are divided by the channels' lengths after
-    the product, where they are few, not before it.
+    q, k: (N, H, W, C). The softmax of the cosines between channels. They are divided by the
+    channels' lengths after the product, where they are few, not before it.
     """
     dtype, precise = q.dtype, torch.promote_types(q.dtype, torch.float32)
     if dtype == torch.float16:
         q, k = q.float(), k.float()  # sums over a picture are too large for it
-    q, k = (x.flatten(1, 2).unflatten(-1, (temperature.shape[0], -1)) for x in (q, k))
-    products = q.permute(0, 2, 3, 1) @ k.transpose(1, 2)
-    # Clamped before the root, whose gradient at zero is none.
+    heads = (len(temperature), -1)
+    # Clamped before the root, whose gradient at zero is none. A sum in float32 of half precision
+    # converts all of it first, on a CPU: that over one axis goes before it.
     q_length, k_length = (
-        x.square().sum(dim=1, dtype=precise).clamp_min(1e-24).sqrt() for x in (q, k)
+        x.square().sum(dim=1).sum(dim=1, dtype=precise).unflatten(1, heads).clamp_min(1e-24).sqrt()
+        for x in (q, k)
     )
+    q, k = (x.flatten(1, 2).unflatten(-1, heads) for x in (q, k))
+    products = q.permute(0, 2, 3, 1) @ k.transpose(1, 2)
     cosines = products.to(precise) / (q_length.unsqueeze(-1) * k_length.unsqueeze(-2))
     return (cosines * temperature).softmax(dim=-1).to(dtype)
