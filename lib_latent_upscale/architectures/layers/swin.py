@@ -29,7 +29,7 @@ class WindowAttention(nn.Module):
         windows = windows_of(x, self.grid)
         attended: list[Tensor] = []
         for _, piece in windows.pieces(x):
-            q, k, v = self.qkv.parts(piece.cut(x), 3)
+            q, k, v = self.qkv(piece.cut(x)).chunk(3, dim=-1)
             attended += window_attention(q, k, v, piece.groups, self._bias())
         return self.proj(windows.join(attended, like=x), residual=skip)
 
