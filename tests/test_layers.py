@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lib_latent_upscale.architectures import from_state_dict
-from lib_latent_upscale.architectures.layers import kernels
+from lib_latent_upscale.architectures.layers import kernels, swin
 from lib_latent_upscale.architectures.layers.attention import (
     channel_attention,
     channel_weights,
@@ -170,6 +170,17 @@ def test_window_attention(
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     expected = expected.transpose(1, 2).reshape(result.shape)
     assert relative_error(result, expected) < (1e-5 if dtype == torch.float32 else 2e-2)
+
+
+def test_wider_heads_attend_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    block = swin.WindowAttention(12, 3, 4, shifted=True).requires_grad_(False)
+    x, skip = torch.randn(2, 1, 8, 8, 12)
+    expected = block(x, skip)
+    monkeypatch.setattr(swin, "head_width", lambda dim, like: dim + 3)
+    torch.testing.assert_close(block(x, skip), expected)
+    block.proj.weight.mul_(2)
+    assert not torch.allclose(block(x, skip), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -15,22 +15,44 @@ _MASKED = -100.0  # what the published networks were trained with, in place of m
 _SCORES_AT_ONCE = 2**20  # as many as stay in a CPU's cache between the products
 
 
+def head_width(dim: int, like: Tensor) -> int:
+    """How many channels `window_attention` is fastest with for heads of `dim`: the rest zeros.
+
+    like: of the device and the precision in which it attends.
+    """
+    return -(-dim // 16) * 16 if dim > 32 and _in_cpus_half(like) and _has_tiles() else dim
+
+
+def widen_heads(x: Tensor, dim: int, width: int) -> Tensor:
+    """Heads of `dim` channels each, on the first axis, with zeros up to `width` channels."""
+    heads = x.unflatten(0, (-1, dim))
+    zeros = heads.new_zeros(len(heads), width - dim, *heads.shape[2:])
+    return torch.cat((heads, zeros), dim=1).flatten(0, 1)
+
+
 def window_attention(
-    q: Tensor, k: Tensor, v: Tensor, groups: tuple[Group, ...], bias: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    groups: tuple[Group, ...],
+    bias: Tensor,
+    scale: float | None = None,
 ) -> list[Tensor]:
     """Self-attention within windows (Swin, Liu et al., ICCV 2021).
 
     q, k, v: (tokens, heads * dim), window by window.
     groups: the groups of windows that have the same mask, in order.
     bias: from `masked_bias`, for windows of L tokens.
+    scale: of the products; by default that for heads of `dim` channels.
     Returns (tokens, heads * dim) in order, in several pieces.
     """
     heads, length = bias.shape[-3:-1]
     q, k, v = (
         x.unflatten(0, (-1, length)).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v)
     )
+    scale = scale or q.shape[-1] ** -0.5
     attend, at_once = _attend, len(q)
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not _has_tiles():
+    if _in_cpus_half(q) and not _has_tiles():
         attend, at_once = _attend_by_products, max(1, _SCORES_AT_ONCE // (heads * length**2))
     attended, start = [], 0
     for group in groups:
@@ -38,25 +60,30 @@ def window_attention(
         stop = start + group.windows
         for first in range(start, stop, at_once):
             part = slice(first, min(first + at_once, stop))
-            out = attend(q[part], k[part], v[part], group_bias)
+            out = attend(q[part], k[part], v[part], group_bias, scale)
             attended.append(out.transpose(1, 2).reshape(-1, v.shape[1] * v.shape[3]))
         start = stop
     return attended
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
     """(windows, heads, L, dim) to the same shape; bias (heads, L, L)."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).unsqueeze(0))
+    mask = bias.to(q.dtype).unsqueeze(0)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
-def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
     """As `_attend`. Without tiles, a CPU's fused kernel gains nothing from bfloat16; its products
     do."""
-    windows, scale = len(q), q.shape[-1] ** -0.5
+    windows = len(q)
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
     scores = torch.bmm(q, k.transpose(1, 2)).unflatten(0, (windows, -1))
     weights = torch.add(bias, scores, alpha=scale).softmax(dim=-1).flatten(0, 1)
     return torch.bmm(weights, v).unflatten(0, (windows, -1))
+
+
+def _in_cpus_half(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16
 
 
 @cache
