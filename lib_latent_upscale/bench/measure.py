@@ -37,7 +37,7 @@ def keep_freed_memory() -> None:
 
     In the first thread of a new one it gives them back to the system, to fetch them again page by
     page, until something large was allocated and freed. In other threads, where a WebUI's jobs
-    run, it does not.
+    run, it hardly does.
     """
     torch.empty(31 << 20, dtype=torch.uint8)  # the most that it goes by is 32 MB
 
