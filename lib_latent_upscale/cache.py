@@ -25,7 +25,7 @@ from .inference import LatentUpscaler, load
 from .weights.errors import WeightsError
 
 _CPU = torch.device("cpu")
-_CPU_BYTES = 1 << 30  # of models kept; the largest published one has 192 MB
+_CPU_BYTES = 1 << 30  # of models kept, and of copies; the largest published model has 192 MB
 _SMALL = 64 << 20  # of a copy that may stay whatever the memory
 
 _Place = tuple[torch.device, torch.dtype]
@@ -98,7 +98,8 @@ class UpscalerCache:
 
     policy: what becomes of a copy after its use. Under `Policy.KEEP` the copies on a device stay
         within `budget` bytes, the least recently used leaving first; without a budget, small ones
-        stay always and larger ones while more than half of the device's memory is free.
+        stay always and larger ones while more than half of the device's memory is free. Copies
+        on the CPU may take 1 GB, whatever the budget.
     residence: the host's say in what is on a device.
 
     A file that changed on disk is loaded anew. Safe under threads: two that ask for one model
@@ -253,6 +254,8 @@ class UpscalerCache:
                 held -= bytes_
 
     def _may_stay(self, held: int, device: torch.device) -> bool:
+        if device == _CPU:  # nobody knows of room there
+            return held <= _CPU_BYTES
         if self.budget is not None:
             return held <= self.budget
         if held <= _SMALL:

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_flatten
 
 from .architectures.layers import chunks
 from .architectures.network import Network
+from .memory import is_out_of_memory
 from .recording import Recording, record
 
 SIZES = 4
@@ -85,7 +86,7 @@ class Compilation:
 
     @property
     def failed(self) -> bool:
-        """Whether the compiler has failed: all runs as it is from then on."""
+        """Whether the compiler, or what it made, has failed: all runs as it is from then on."""
         return self._failed
 
     def _wanted(self, x: Tensor) -> bool:
@@ -103,8 +104,13 @@ class Compilation:
             result, recording = record(block.plain, block.module, args, kwargs)
             size.steps.append(_Step(recording))
             return result
-        if size.ready:
-            return size.steps[position].run(block.module, args, kwargs)
+        if size.ready and not self._failed:
+            try:
+                return size.steps[position].run(block.module, args, kwargs)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise  # who called may make room, and does not compile then
+                self._fail("fails as it is compiled", error)
         return block.plain(*args, **kwargs)
 
     def compile(self, size: _Size) -> None:
@@ -114,15 +120,19 @@ class Compilation:
             for step in size.steps:
                 step.function = compiled(step.recording)
         except Exception as error:
-            with self._lock:
-                self._failed = True
-                self._sizes.clear()
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            self._log(f"{self._name} cannot be compiled and runs as it is: {reason[:200]}")
+            self._fail("cannot be compiled", error)
             return
         size.ready = True
         seconds = time.perf_counter() - started
         self._log(f"{self._name} is compiled for its next jobs at this size, in {seconds:.0f} s")
+
+    def _fail(self, how: str, error: Exception) -> None:
+        with self._lock:
+            told, self._failed = self._failed, True
+            self._sizes.clear()
+        if not told:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self._log(f"{self._name} {how} and runs as it is: {reason[:200]}")
 
 
 class _Size:

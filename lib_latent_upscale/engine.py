@@ -11,6 +11,7 @@ from torch import Tensor
 from .architectures.layers.chunks import DEFAULT_LIMIT, chunk_limit
 from .cache import Model, Policy, UpscalerCache
 from .inference import LatentUpscaler, NotFiniteError
+from .memory import is_out_of_memory
 
 _CPU = torch.device("cpu")
 
@@ -63,6 +64,8 @@ class Engine:
         """Names of models that overflowed in half precision, or have no kernels for it here."""
         self._cpu_only: set[tuple[str, str]] = set()
         """Names of models, and types of devices that lack an operation of theirs in float32."""
+        self._never_compiled: set[str] = set()
+        """Names of models that cannot be compiled, or fail when they are."""
         self._working: dict[Hashable, int] = {}
 
     def upscale(
@@ -151,7 +154,10 @@ class Engine:
         return self._working[key]
 
     def _set_compile(self, upscaler: LatentUpscaler, compile: bool) -> None:
-        if compile and self.cache.policy is Policy.KEEP:
+        if upscaler.compilation is not None and upscaler.compilation.failed:
+            self._never_compiled.add(upscaler.name)
+        possible = self.cache.policy is Policy.KEEP and upscaler.name not in self._never_compiled
+        if compile and possible:
             upscaler.compile(self._log)
         else:
             upscaler.uncompile()
@@ -189,14 +195,3 @@ _UNKNOWN = ("not implemented for", "not currently implemented for", "Could not r
 def _line(error: BaseException) -> str:
     """The first line of what an error says, which may go on for pages."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is how a device says that its memory ran out."""
-    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()  # of CPU, MPS and DirectML, which have no class of their own for it
-    return any(words in text for words in _OUT_OF_MEMORY)
-
-
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "not enough gpu")

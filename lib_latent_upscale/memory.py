@@ -1,4 +1,5 @@
-"""How much memory a computation takes on the way, found without computing it."""
+"""How much memory a computation takes on the way, found without computing it; and how it looks
+when there is too little."""
 
 from __future__ import annotations
 
@@ -117,3 +118,14 @@ class _FusedAttention(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return torch.empty_like(args[0])
         return func(*args, **(kwargs or {}))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is how a device says that its memory ran out."""
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()  # of CPU, MPS and DirectML, which have no class of their own for it
+    return any(words in text for words in _OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "not enough gpu")

@@ -69,6 +69,12 @@ def paths(tmp_path: Path) -> list[Path]:
     return made
 
 
+@pytest.fixture
+def cpu_is_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU stands in for a device where copies have to share the room with others."""
+    monkeypatch.setattr(cache, "_CPU", torch.device("meta"))
+
+
 def use(kept: UpscalerCache, model: Model) -> LatentUpscaler:
     with kept.use(model, CPU, HALF) as upscaler:
         upscaler(LATENT, (16, 16))
@@ -201,6 +207,7 @@ def test_a_small_copy_stays_whatever_the_memory() -> None:
     assert len(kept.residence.there) == 1  # type: ignore[attr-defined]
 
 
+@pytest.mark.usefixtures("cpu_is_a_device")
 @pytest.mark.parametrize(("free", "stays"), [(60, True), (40, False)])
 def test_a_large_copy_stays_while_half_of_the_memory_is_free(
     free: int, stays: bool, monkeypatch: pytest.MonkeyPatch
@@ -213,6 +220,23 @@ def test_a_large_copy_stays_while_half_of_the_memory_is_free(
     assert bool(kept.residence.there) is stays  # type: ignore[attr-defined]
 
 
+def test_large_copies_stay_on_the_cpu(
+    loads: list[Path], paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody tells how much room it has, and the budget is for the GPU."""
+    monkeypatch.setattr(cache, "_SMALL", 0)
+    kept = UpscalerCache(budget=0)
+    a, b = (kept.get(path) for path in paths[:2])
+    first = use(kept, a)
+    assert use(kept, a) is first
+    use(kept, b)
+    assert kept.statistics().copies == 2 and len(loads) == 2
+    monkeypatch.setattr(cache, "_CPU_BYTES", size(first.network))  # of one: the latest
+    use(kept, b)
+    assert [bool(model.copies) for model in (a, b)] == [False, True]
+
+
+@pytest.mark.usefixtures("cpu_is_a_device")
 def test_copies_stay_within_the_budget(paths: list[Path]) -> None:
     device = Device()
     kept = UpscalerCache(residence=device)
@@ -252,6 +276,7 @@ def test_a_device_can_be_left() -> None:
     assert len(kept.statistics().models) == 1
 
 
+@pytest.mark.usefixtures("cpu_is_a_device")
 def test_a_copy_in_use_is_not_dropped() -> None:
     kept = UpscalerCache(budget=0, residence=Device())
     model = kept.get(BUNDLED)
@@ -282,6 +307,7 @@ def test_an_error_while_in_use_leaves_the_cache_working() -> None:
     assert use(kept, model).dtype == HALF
 
 
+@pytest.mark.usefixtures("cpu_is_a_device")
 def test_many_threads_and_models(paths: list[Path]) -> None:
     kept = UpscalerCache(budget=0, residence=Device())
     expected = kept.get(paths[0]).upscaler.copied(HALF)(LATENT, (16, 16))

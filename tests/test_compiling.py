@@ -41,6 +41,8 @@ class Compiler:
         self.may_go_on = threading.Event()
         self.may_go_on.set()
         self.error: Exception | None = None
+        self.fails_at: dict[int, Exception] = {}
+        """What the run of that number fails with, counted from 1."""
         self.kinds: list[Any] = []
         self.runs = 0
 
@@ -53,6 +55,8 @@ class Compiler:
 
         def function(*inputs: Tensor) -> Any:
             self.runs += 1
+            if self.runs in self.fails_at:
+                raise self.fails_at[self.runs]
             return module(*inputs)
 
         return function
@@ -142,6 +146,49 @@ def test_a_compiler_that_fails_is_one_line_in_the_log(compiler: Compiler) -> Non
     assert log == [
         "bundled-sd15 cannot be compiled and runs as it is: No working C++ compiler found"
     ]
+
+
+def test_a_compiled_block_that_fails_is_run_as_it_is(compiler: Compiler) -> None:
+    compiler.fails_at = {4: RuntimeError("no such symbol\nin kernel.so")}
+    upscaler, log = load(BUNDLED), list[str]()
+    expected = upscaler(latent(8, 8), TARGET)
+    upscaler.compile(log.append)
+    upscaler(latent(8, 8), TARGET)
+    until(lambda: bool(log))
+    log.clear()
+    for _ in range(2):
+        torch.testing.assert_close(upscaler(latent(8, 8), TARGET), expected)
+    assert compiler.runs == 4  # and the other blocks of that job, and of the next, as they are
+    assert log == ["bundled-sd15 fails as it is compiled and runs as it is: no such symbol"]
+    assert upscaler.compilation is not None and upscaler.compilation.failed
+
+
+def test_a_model_that_failed_is_not_compiled_again(compiler: Compiler) -> None:
+    compiler.fails_at = {1: RuntimeError("no such symbol")}
+    log = list[str]()
+    engine = Engine(UpscalerCache(), log=log.append)
+    model = engine.cache.get(BUNDLED)
+    expected = engine.upscale(model, latent(8, 8), TARGET)
+    for compile in (True, True, False, True, True):
+        result = engine.upscale(model, latent(8, 8), TARGET, compile=compile)
+        torch.testing.assert_close(result, expected)
+        until(lambda: bool(log))
+    assert len(log) == 2 and "is compiled for" in log[0] and "fails as it is compiled" in log[1]
+    assert compiler.runs == 1 and len(compiler.kinds) == 10
+
+
+def test_too_little_memory_is_no_failure_of_the_compiler(compiler: Compiler) -> None:
+    log = list[str]()
+    engine = Engine(UpscalerCache(), log=log.append)
+    model = engine.cache.get(BUNDLED)
+    expected = engine.upscale(model, latent(8, 8), TARGET)
+    engine.upscale(model, latent(8, 8), TARGET, compile=True)
+    until(lambda: bool(log))
+    compiler.fails_at = {3: RuntimeError("DefaultCPUAllocator: can't allocate memory")}
+    result = engine.upscale(model, latent(8, 8), TARGET, compile=True)
+    torch.testing.assert_close(result, expected)
+    assert "ran out of memory" in log[1] and len(log) == 2
+    assert compiler.runs == 3  # the next way is not compiled
 
 
 def test_few_sizes_are_compiled_and_each_by_itself(compiler: Compiler) -> None:

@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lib_latent_upscale.architectures import from_state_dict
-from lib_latent_upscale.architectures.layers import kernels
+from lib_latent_upscale.architectures.layers import kernels, swin
 from lib_latent_upscale.architectures.layers.attention import (
+    channel_attention,
     channel_weights,
     masked_bias,
+    projected_channel_attention,
     window_attention,
 )
 from lib_latent_upscale.architectures.layers.chunks import by_rows, chunk_limit, pieces_of
@@ -126,12 +128,17 @@ def test_cutting_and_joining(grids: list[Grid]) -> None:
     assert windows_of(x + 1, *grids) is windows  # worked out once
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "tiles"), [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)]
+)
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_window_attention(grid: Grid, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_window_attention(
+    grid: Grid, dtype: torch.dtype, tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Against attention of each token to all of the picture, the others masked."""
     from lib_latent_upscale.architectures.layers import attention
 
+    monkeypatch.setattr(attention, "_has_tiles", lambda: tiles)
     monkeypatch.setattr(attention, "_SCORES_AT_ONCE", 1000)  # several rounds, one of them short
     torch.manual_seed(0)
     heads, dim, height, width = 3, 5, 16, 24
@@ -165,6 +172,17 @@ def test_window_attention(grid: Grid, dtype: torch.dtype, monkeypatch: pytest.Mo
     assert relative_error(result, expected) < (1e-5 if dtype == torch.float32 else 2e-2)
 
 
+def test_wider_heads_attend_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    block = swin.WindowAttention(12, 3, 4, shifted=True).requires_grad_(False)
+    x, skip = torch.randn(2, 1, 8, 8, 12)
+    expected = block(x, skip)
+    monkeypatch.setattr(swin, "head_width", lambda dim, like: dim + 3)
+    torch.testing.assert_close(block(x, skip), expected)
+    block.proj.weight.mul_(2)
+    assert not torch.allclose(block(x, skip), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_channel_weights(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
@@ -176,6 +194,20 @@ def test_channel_weights(dtype: torch.dtype) -> None:
     result = channel_weights(q.to(dtype), k.to(dtype), temperature.to(dtype))
     assert result.dtype == dtype
     assert relative_error(result, expected) < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("skips", [True, False])
+def test_projected_channel_attention(batch: int, skips: bool) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, batch, 6, 5, 12)
+    temperature, projection = torch.rand(3, 1, 1), torch.randn(8, 12)
+    skip = torch.randn(batch, 6, 5, 8) if skips else None
+    expected = channel_attention(q, k, v, temperature) @ projection.T
+    if skip is not None:
+        expected = expected + skip
+    result = projected_channel_attention(q, k, v, temperature, projection, skip)
+    torch.testing.assert_close(result, expected)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from lib_latent_upscale.architectures import from_state_dict
 from lib_latent_upscale.architectures.layers.chunks import chunk_limit
 from lib_latent_upscale.bench import measure
 from lib_latent_upscale.cache import PlainResidence, UpscalerCache
-from lib_latent_upscale.engine import Engine
+from lib_latent_upscale.engine import _MARGIN, Engine
 from lib_latent_upscale.inference import LatentUpscaler, load
 from lib_latent_upscale.spaces import SD15
 from lib_latent_upscale.weights import files
@@ -36,7 +36,7 @@ def test_the_estimate_is_near_what_is_measured(name: str) -> None:
     estimate = one.working_bytes(x.shape, (96, 96), torch.float32)
     with torch.inference_mode():
         measured = measure.peak_bytes(lambda: one._passes(x, (96, 96), None), "cpu")
-    assert 0.8 < estimate / measured < 1.3, (estimate, measured)
+    assert 1 / _MARGIN < estimate / measured < 1.3, (estimate, measured)
     assert 0.4 < one.working_bytes(x.shape, (96, 96), torch.float16) / estimate < 0.8
 
 

@@ -12,12 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers.attention import channel_attention
+from .layers.attention import projected_channel_attention
 from .layers.chunks import by_rows
 from .layers.linear import Linear
 from .layers.rectangle import RectanglePair
 from .layers.restoration import RestorationNetwork
-from .layers.tokens import Conv2d, DepthwiseConv2d, LayerNorm, Mlp, convolve, to_picture, to_tokens
+from .layers.tokens import (
+    Conv2d,
+    DepthwiseConv2d,
+    Mlp,
+    add_branches,
+    convolve,
+    to_picture,
+    to_tokens,
+)
 from .network import Shapes, upscale_factor
 
 
@@ -28,20 +36,24 @@ class ShiftedRectangleBlock(nn.Module):
         self, dim: int, heads: int, hidden: int, split_size: tuple[int, int], *, shifted: bool
     ) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(dim)
+        self.norm1 = nn.LayerNorm(dim)
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)
         self.get_v = DepthwiseConv2d(dim)
         # The published code shifts round the edge without a mask, and was trained so.
         self.attns = RectanglePair(dim, heads, split_size, shifted=shifted, masked=False)
-        self.norm2 = LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        normed = self.norm1(x)
-        q, k, v = self.qkv.parts(normed, 3)
-        x = self.proj(self.attns(q, k, v) + self.get_v(v), residual=x)
-        return self.mlp(self.norm2(x), skip=x)
+        return add_branches(x, self.qkv.weight.dtype, self._attend, self._refine)
+
+    def _attend(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        q, k, v = self.qkv.parts(self.norm1(x), 3)
+        return self.proj(self.attns(q, k, v) + self.get_v(v), residual=skip)
+
+    def _refine(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        return self.mlp(self.norm2(x), skip)
 
 
 class HighFrequencyBlock(nn.Module):
@@ -54,6 +66,7 @@ class HighFrequencyBlock(nn.Module):
         self.conv = Conv2d(dim // 2, dim // 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.fc.weight.dtype)
         local, high = (half.contiguous() for half in x.chunk(2, dim=-1))
         high = to_tokens(F.max_pool2d(to_picture(high), 3, 1, 1))
         halves = (self.conv(local, gelu=True), self.fc(high, gelu=True))
@@ -72,10 +85,11 @@ class FusionAttention(nn.Module):
         self.kv_dwconv = DepthwiseConv2d(2 * dim, bias=False)
         self.project_out = Conv2d(dim, dim, 1, bias=False)
 
-    def forward(self, low: Tensor, high: Tensor, skip: Tensor) -> Tensor:
+    def forward(self, low: Tensor, high: Tensor, skip: Tensor | None) -> Tensor:
         q = self.q_dwconv(self.q(high))
         k, v = self.kv_dwconv(self.kv(low)).chunk(2, dim=-1)
-        return self.project_out(channel_attention(q, k, v, self.temperature), residual=skip)
+        projection = self.project_out.weight.flatten(1)
+        return projected_channel_attention(q, k, v, self.temperature, projection, skip)
 
 
 class GatedFeedForward(nn.Module):
@@ -87,11 +101,11 @@ class GatedFeedForward(nn.Module):
         self.dwconv = DepthwiseConv2d(2 * hidden, bias=False)
         self.project_out = Conv2d(hidden, dim, 1, bias=False)
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
         width = 2 * self.project_in.out_channels
         return by_rows(self._forward, x, skip, width=width, reach=1)
 
-    def _forward(self, x: Tensor, skip: Tensor) -> Tensor:
+    def _forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
         # Each half by itself: the GELU and the gating are then in the convolutions' kernels.
         (to_gate, to_kept), (at_gate, at_kept) = (
             conv.weight.chunk(2) for conv in (self.project_in, self.dwconv)
@@ -106,14 +120,19 @@ class FusionBlock(nn.Module):
 
     def __init__(self, dim: int, heads: int, hidden: int) -> None:
         super().__init__()
-        self.norm1 = nn.ModuleDict({"body": LayerNorm(dim)})
+        self.norm1 = nn.ModuleDict({"body": nn.LayerNorm(dim)})
         self.attn = FusionAttention(dim, heads)
-        self.norm2 = nn.ModuleDict({"body": LayerNorm(dim)})
+        self.norm2 = nn.ModuleDict({"body": nn.LayerNorm(dim)})
         self.ffn = GatedFeedForward(dim, hidden)
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
-        x = self.attn(self.norm1["body"](low), high, skip=low)
-        return self.ffn(self.norm2["body"](x), skip=x)
+        def attend(x: Tensor, skip: Tensor | None) -> Tensor:
+            return self.attn(self.norm1["body"](x), high, skip)
+
+        def refine(x: Tensor, skip: Tensor | None) -> Tensor:
+            return self.ffn(self.norm2["body"](x), skip)
+
+        return add_branches(low, high.dtype, attend, refine)
 
 
 class Refinement(nn.Module):
@@ -152,7 +171,7 @@ class Group(nn.Module):
         self.conv = Conv2d(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.residual_group(x), residual=x)
+        return self.conv(self.residual_group(x).to(self.conv.weight.dtype), residual=x)
 
 
 class CRAFT(RestorationNetwork):
@@ -182,7 +201,7 @@ class CRAFT(RestorationNetwork):
                 for depth in depths
             )
         )
-        self.norm = nn.ModuleDict({"body": LayerNorm(dim)})
+        self.norm = nn.ModuleDict({"body": nn.LayerNorm(dim)})
         self.conv_after_body = Conv2d(dim, dim)
         self.upsample = nn.Sequential(
             nn.Conv2d(dim, scale**2 * channels, 3, 1, 1), nn.PixelShuffle(scale)
@@ -207,7 +226,7 @@ class CRAFT(RestorationNetwork):
         }
 
     def features(self, x: Tensor) -> Tensor:
-        return self.norm["body"](self.layers(x))
+        return self.norm["body"](self.layers(x).to(self.conv_after_body.weight.dtype))
 
     def reconstruct(self, x: Tensor) -> Tensor:
         return self.upsample(to_picture(x))

@@ -55,7 +55,9 @@ class AdaptiveInteraction(nn.Module):
 
     def channel_gate(self, x: Tensor) -> Tensor:
         """(N, H, W, C) to (N, 1, 1, C), in 0..1."""
-        pooled = x.mean(dim=(1, 2), keepdim=True)
+        # A mean of half precision converts all of it to float32 first, on a CPU; a sum does not.
+        columns = x.sum(dim=1, keepdim=True) / x.shape[1]
+        pooled = columns.mean(dim=2, keepdim=True)
         squeezed = self._conv_norm_gelu(self.channel_interaction, 1, pooled)
         return torch.sigmoid(self.channel_interaction[4](squeezed))
 

@@ -32,6 +32,16 @@ class Seconds:
     """Of all threads of this process: other processes' work is not in it, as it is in `wall`."""
 
 
+def keep_freed_memory() -> None:
+    """Has glibc keep the memory of tensors that are freed, as in a process that has run for long.
+
+    In the first thread of a new one it gives them back to the system, to fetch them again page by
+    page, until something large was allocated and freed. In other threads, where a WebUI's jobs
+    run, it hardly does.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8)  # the most that it goes by is 32 MB
+
+
 def interleaved(calls: Sequence[Callable[[], Any]], repeats: int) -> list[list[Seconds]]:
     """What each of the calls took, in `repeats` rounds of one call each."""
     seconds: list[list[Seconds]] = [[] for _ in calls]

@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..catalog import Entry
-from ..engine import is_out_of_memory
 from ..inference import Interrupted
 from ..latent_files import LatentFileError
+from ..memory import is_out_of_memory
 from ..spaces import LatentSpace
 from . import host, job, models, pictures, settings
 

@@ -51,21 +51,24 @@ def pieces_of(count: int, bytes_each: int) -> Iterator[tuple[int, int]]:
         yield first, min(first + most, count)
 
 
-def by_rows(function: Callable[..., Tensor], *inputs: Tensor, width: int, reach: int = 0) -> Tensor:
-    """`function(*inputs)` on tokens (N, H, W, C), worked out for some rows after others.
+def by_rows(
+    function: Callable[..., Tensor], x: Tensor, skip: Tensor | None, *, width: int, reach: int = 0
+) -> Tensor:
+    """`function(x, skip)` on tokens (N, H, W, C), worked out for some rows after others.
 
     width: channels of what `function` holds on the way.
     reach: how many rows up and down it looks; beyond the picture it must see zeros or nothing,
         as a padded convolution does.
     """
-    n, height, columns = inputs[0].shape[:3]
-    bytes_of_row = n * columns * width * inputs[0].element_size()
+    n, height, columns = x.shape[:3]
+    bytes_of_row = n * columns * width * x.element_size()
     results = []
     for first, last in pieces_of(height, bytes_of_row):
         if (first, last) == (0, height):
-            return function(*inputs)
+            return function(x, skip)
         above, below = min(reach, first), min(reach, height - last)
-        part = function(*(x[:, first - above : last + below].contiguous() for x in inputs))
+        rows = (slice(None), slice(first - above, last + below))
+        part = function(x[rows].contiguous(), skip if skip is None else skip[rows].contiguous())
         results.append(part[:, above : above + last - first])
     return torch.cat(results, dim=1)
 

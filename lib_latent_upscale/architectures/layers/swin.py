@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .attention import masked_bias, window_attention
+from .attention import head_width, masked_bias, widen_heads, window_attention
 from .constants import ConstantCache
-from .linear import Linear
+from .linear import Linear, linear
 from .position import spread
 from .tokens import Mlp
 from .windows import Grid, windows_of
@@ -27,11 +27,29 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         windows = windows_of(x, self.grid)
+        dim = x.shape[-1] // self.relative_position_bias_table.shape[1]
+        to_qkv, qkv_bias, to_out = self._weights(dim, head_width(dim, x))
         attended: list[Tensor] = []
         for _, piece in windows.pieces(x):
-            q, k, v = self.qkv.parts(piece.cut(x), 3)
-            attended += window_attention(q, k, v, piece.groups, self._bias())
-        return self.proj(windows.join(attended, like=x), residual=skip)
+            q, k, v = linear(piece.cut(x), to_qkv, qkv_bias).chunk(3, dim=-1)
+            attended += window_attention(q, k, v, piece.groups, self._bias(), dim**-0.5)
+        joined = windows.join(attended, like=x)
+        return linear(joined, to_out, self.proj.bias, residual=skip)
+
+    def _weights(self, dim: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Weight and bias of `qkv`, and weight of `proj`, with heads of `dim` channels widened to
+        `width` by zeros."""
+        weights = self.qkv.weight, self.qkv.bias, self.proj.weight
+        if width == dim:
+            return weights
+
+        def compute() -> tuple[Tensor, Tensor, Tensor]:
+            to_qkv, bias, to_out = (
+                widen_heads(x, dim, width) for x in (*weights[:2], weights[2].T)
+            )
+            return to_qkv, bias, to_out.T.contiguous()
+
+        return self._constants.get(width, weights, compute)
 
     def _bias(self) -> Tensor:
         table = self.relative_position_bias_table

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,7 +51,6 @@ def convolve(
     weight: (out, C, side, side), or (C, 1, side, side) for one of each channel by itself; side
         is odd.
     """
-    x = x.to(weight.dtype)  # from skips in float32
     side = weight.shape[-1]
     assert gelu + (residual is not None) + (gate is not None) <= 1, "one tail"
     if side == 1 and weight.shape[1] == x.shape[-1]:
@@ -71,25 +73,38 @@ def convolve(
     return x if residual is None else residual + x
 
 
-class LayerNorm(nn.LayerNorm):
-    """A norm of the last axis that gives its own precision, whatever it is given."""
+def add_branches(
+    x: Tensor, dtype: torch.dtype, *branches: Callable[[Tensor, Tensor | None], Tensor]
+) -> Tensor:
+    """x plus what the branches find, each in the sum of all before it.
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
+    branches: called with that sum in `dtype`, and with what to add to their result, if anything.
+    Where x is in a higher precision, so is the result: the branches' results are summed up for
+    themselves, and added to it at once.
+    """
+    if x.dtype == dtype:
+        for branch in branches:
+            x = branch(x, x)
+        return x
+    near, change = x.to(dtype), None
+    for branch in branches:
+        change = branch(near if change is None else near + change, change)
+    assert change is not None
+    return change.to(x.dtype).add_(x)
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, linear, on the last axis; then plus `skip`."""
+    """Linear, GELU, linear, on the last axis; then plus `skip`, if any."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = Linear(dim, hidden)
         self.fc2 = Linear(hidden, dim)
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
         return by_rows(self._forward, x, skip, width=self.fc1.out_features)
 
-    def _forward(self, x: Tensor, skip: Tensor) -> Tensor:
+    def _forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
         return self.fc2(self.fc1(x, gelu=True), residual=skip)
 
 
