@@ -34,13 +34,15 @@ from .evaluation_pictures import find_pictures, read_pairs, sides
 from .trained import load_upscaler
 from .vae import open_vae
 
+_DIGITS = dict.fromkeys(("ssim", "hfen", "l1", "mse", "seconds"), 3)
+"""After the point, where not two."""
+
 
 def table(result: Result) -> str:
     """The means as a table for the console."""
     rows = [("", *FIGURES.values())]
     for way, means in result.means().items():
-        digits = {"psnr": 2, "sharpness": 2, "strength": 2, "detail_strength": 2}
-        rows.append((way, *(f"{means[key]:.{digits.get(key, 3)}f}" for key in FIGURES)))
+        rows.append((way, *(f"{means[key]:.{_DIGITS.get(key, 2)}f}" for key in FIGURES)))
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = [
         "  ".join(

@@ -33,7 +33,9 @@ FIGURES: Mapping[str, str] = {
     "l1": "latent L1",
     "mse": "latent MSE",
     "strength": "hidden at",
+    "strength_karras": "by Karras",
     "detail_strength": "detail at",
+    "detail_strength_karras": "by Karras",
     "seconds": "seconds",
 }
 """The figures of a way, by their name in the JSON file, and the table's headings."""
@@ -166,7 +168,6 @@ def evaluate(
 def _compare(
     latent: Tensor, large: Tensor, decoded: Tensor, reference: Tensor, space: LatentSpace
 ) -> dict[str, float]:
-    strength, detail_strength = hiding_strengths(latent, large, space)
     return {
         "psnr": metrics.psnr(decoded, reference),
         "ssim": metrics.ssim(decoded, reference),
@@ -174,8 +175,7 @@ def _compare(
         "sharpness": metrics.sharpness_ratio(decoded, reference),
         "l1": metrics.l1(latent, large),
         "mse": metrics.mse(latent, large),
-        "strength": strength,
-        "detail_strength": detail_strength,
+        **hiding_strengths(latent, large, space),
     }
 
 

@@ -42,13 +42,13 @@ def band_errors(error: Tensor) -> Tensor:
     return (sums / torch.bincount(band, minlength=BANDS).clamp(min=1)).sqrt()
 
 
-def least_strength(error: float, space: LatentSpace) -> float:
+def least_strength(error: float, space: LatentSpace, karras: bool = False) -> float:
     """The least denoising strength, 0..1, whose noise has that standard deviation beside the
     latent, in UNet scale.
 
-    For a schedule that is even in time, as Euler's own is (Karras's has less noise at the same
-    strength). Of SD1.5 and SDXL it begins at the step 1000 d of the 1000 that they were trained
-    with; of a flow, at the time that its shift makes of d.
+    The schedule is even in time, as Euler's own is: of SD1.5 and SDXL it begins at the step 1000 d
+    of the 1000 that they were trained with; of a flow, at the time that its shift makes of d.
+    karras: Karras's of 2022 instead (rho 7), which flows have not.
     """
     shift = _FLOW_SHIFTS.get(space.id)
     if shift is not None:
@@ -56,16 +56,26 @@ def least_strength(error: float, space: LatentSpace) -> float:
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, _STEPS, dtype=torch.float64).square()
     kept = (1 - betas).cumprod(0)
     sigmas = ((1 - kept) / kept).sqrt()
-    return int(torch.searchsorted(sigmas, error)) / _STEPS
+    if not karras:
+        return int(torch.searchsorted(sigmas, error)) / _STEPS
+    least, most = (float(sigmas[end]) ** (1 / 7) for end in (0, -1))
+    return min(max((error ** (1 / 7) - least) / (most - least), 0), 1)
 
 
-def hiding_strengths(latent: Tensor, reference: Tensor, space: LatentSpace) -> tuple[float, float]:
-    """The least denoising strengths that hide a latent's difference from the reference: in its
-    worst band, and in the worst but the lowest, whose errors are of tone and colour more than of
-    detail. Both latents are (N, C, H, W) in UNet scale."""
+def hiding_strengths(latent: Tensor, reference: Tensor, space: LatentSpace) -> dict[str, float]:
+    """The least denoising strengths that hide a latent's difference from the reference.
+
+    "strength" is for the worst band; "detail_strength" for the worst but the lowest, whose errors
+    are of tone and colour more than of detail; both also with "_karras". Both latents are
+    (N, C, H, W) in UNet scale.
+    """
     errors = band_errors(latent - reference)
-    worst, worst_of_detail = float(errors.max()), float(errors[1:].max())
-    return least_strength(worst, space), least_strength(worst_of_detail, space)
+    worst = {"strength": float(errors.max()), "detail_strength": float(errors[1:].max())}
+    return {
+        name + suffix: least_strength(error, space, karras)
+        for name, error in worst.items()
+        for suffix, karras in (("", False), ("_karras", True))
+    }
 
 
 def _cosines(size: int) -> Tensor:

@@ -73,6 +73,17 @@ def test_the_schedule_of_the_space(space: LatentSpace, at: float) -> None:
     assert strength.least_strength(sigma * 1.01, space) > at
 
 
+def test_karras_has_less_noise_at_the_same_strength() -> None:
+    least, most = sigma_of(SD15, 0), sigma_of(SD15, 0.999)
+    for at in (0.0, 0.2, 0.5, 0.7, 1.0):
+        sigma = (least ** (1 / 7) + at * (most ** (1 / 7) - least ** (1 / 7))) ** 7
+        assert strength.least_strength(sigma, SDXL, karras=True) == pytest.approx(at)
+    assert strength.least_strength(0.5, SD15, karras=True) > strength.least_strength(0.5, SD15)
+    assert strength.least_strength(0, SD15, karras=True) == 0
+    assert strength.least_strength(20, SD15, karras=True) == 1
+    assert strength.least_strength(0.5, SD3, karras=True) == strength.least_strength(0.5, SD3)
+
+
 def test_known_noise_levels() -> None:
     # The first and last of SD1.5's schedule, as samplers print them.
     assert strength.least_strength(0.0291, SD15) == 0
@@ -84,12 +95,18 @@ def test_known_noise_levels() -> None:
 
 def test_the_worst_band_decides() -> None:
     reference = white(1.0, 1, 4, 32, 32)
-    assert strength.hiding_strengths(reference, reference, SD15) == (0, 0)
+    equal = strength.hiding_strengths(reference, reference, SD15)
+    assert len(equal) == 4 and not any(equal.values())
     noisy = reference + white(0.2, 1, 4, 32, 32)
     toned = noisy + 0.5  # everywhere: of the lowest band alone
     detail = float(strength.band_errors(noisy - reference)[1:].max())
     lowest = float(strength.band_errors(toned - reference)[0])
     assert detail < 0.3 < 2 < lowest
-    expected = strength.least_strength(lowest, SD15), strength.least_strength(detail, SD15)
-    assert strength.hiding_strengths(toned, reference, SD15) == expected
-    assert expected[0] > expected[1] > 0
+    found = strength.hiding_strengths(toned, reference, SD15)
+    expected = {
+        "strength": strength.least_strength(lowest, SD15),
+        "strength_karras": strength.least_strength(lowest, SD15, karras=True),
+        "detail_strength": strength.least_strength(detail, SD15),
+        "detail_strength_karras": strength.least_strength(detail, SD15, karras=True),
+    }
+    assert found == pytest.approx(expected, abs=1e-3)  # 0.5 more is rounded otherwise
