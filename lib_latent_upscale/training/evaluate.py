@@ -4,8 +4,9 @@ Every picture is brought to a large and a small size (LANCZOS), both are encoded
 is brought to the large one's size in every way, and what comes out is decoded and compared with
 the decoded large latent. Printed are the means over the pictures: L1 and MSE of the latents (UNet
 scale), PSNR in dB, SSIM, HFEN (high-frequency error, 0 is right) and the sharpness ratio (Laplacian
-energy: 1 is right, less is blur, more is artefacts) of the decoded pictures, and the time for a
-picture. Use pictures that no model was trained on.
+energy: 1 is right, less is blur, more is artefacts) of the decoded pictures, the denoising
+strength whose noise hides the latent's error (`strength`), in all and of the detail alone, and the
+time for a picture. Use pictures that no model was trained on.
 """
 
 from __future__ import annotations
@@ -33,13 +34,15 @@ from .evaluation_pictures import find_pictures, read_pairs, sides
 from .trained import load_upscaler
 from .vae import open_vae
 
+_DIGITS = dict.fromkeys(("ssim", "hfen", "l1", "mse", "seconds"), 3)
+"""After the point, where not two."""
+
 
 def table(result: Result) -> str:
     """The means as a table for the console."""
     rows = [("", *FIGURES.values())]
     for way, means in result.means().items():
-        digits = {"psnr": 2, "sharpness": 2, "seconds": 3}
-        rows.append((way, *(f"{means[key]:.{digits.get(key, 3)}f}" for key in FIGURES)))
+        rows.append((way, *(f"{means[key]:.{_DIGITS.get(key, 2)}f}" for key in FIGURES)))
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = [
         "  ".join(

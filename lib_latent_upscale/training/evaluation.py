@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..inference import LatentUpscaler
-from ..spaces import RAW
+from ..spaces import RAW, LatentSpace
 from . import metrics
 from .errors import TrainingError
 from .evaluation_pictures import Pair
+from .strength import hiding_strengths
 from .vae import Vae, to_images
 
 Size = tuple[int, int]
@@ -31,6 +32,10 @@ FIGURES: Mapping[str, str] = {
     "sharpness": "sharpness",
     "l1": "latent L1",
     "mse": "latent MSE",
+    "strength": "hidden at",
+    "strength_karras": "by Karras",
+    "detail_strength": "detail at",
+    "detail_strength_karras": "by Karras",
     "seconds": "seconds",
 }
 """The figures of a way, by their name in the JSON file, and the table's headings."""
@@ -149,7 +154,7 @@ def evaluate(
                 way.upscale(small, size)
             result, seconds = _timed(way, small, size)
             decoded = _decoded(vae, result)
-            row = _compare(result.cpu(), large.cpu(), decoded, reference)
+            row = _compare(result.cpu(), large.cpu(), decoded, reference, vae.space)
             figures[way.name].append({**row, "seconds": seconds})
             results[way.name] = (decoded, row["psnr"])
         names.append(pair.name)
@@ -160,7 +165,9 @@ def evaluate(
     return Result(factor, side, small_side, names, figures, shown)
 
 
-def _compare(latent: Tensor, large: Tensor, decoded: Tensor, reference: Tensor) -> dict[str, float]:
+def _compare(
+    latent: Tensor, large: Tensor, decoded: Tensor, reference: Tensor, space: LatentSpace
+) -> dict[str, float]:
     return {
         "psnr": metrics.psnr(decoded, reference),
         "ssim": metrics.ssim(decoded, reference),
@@ -168,6 +175,7 @@ def _compare(latent: Tensor, large: Tensor, decoded: Tensor, reference: Tensor) 
         "sharpness": metrics.sharpness_ratio(decoded, reference),
         "l1": metrics.l1(latent, large),
         "mse": metrics.mse(latent, large),
+        **hiding_strengths(latent, large, space),
     }
 
 

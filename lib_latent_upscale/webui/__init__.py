@@ -30,7 +30,7 @@ def install() -> None:
 def _register() -> None:
     from modules import script_callbacks
 
-    script_callbacks.on_after_component(dropdown.add_refresh_button(hires.refresh))
+    script_callbacks.on_after_component(dropdown.keep_right(hires.refresh))
     script_callbacks.on_app_started(_add_api)
     script_callbacks.on_ui_tabs(_tab)
     script_callbacks.on_script_unloaded(uninstall)

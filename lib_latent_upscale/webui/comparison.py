@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -47,7 +48,8 @@ class Wish:
 class Result:
     """One way's: its name, and files in the comparison's folder.
 
-    size: (width, height) in pixels. seconds: None for what came in.
+    picture: of a file of several latents, the first one's. latent: all of them. size: (width,
+    height) in pixels. seconds: None for what came in.
     """
 
     name: str
@@ -63,9 +65,12 @@ class Comparison:
 
     results: list[Result] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    latents: int = 1
+    """How many there were in the file."""
 
 
-Way = tuple[str, Callable[[], workbench.Upscaled]]
+Way = tuple[str, Callable[[Tensor], workbench.Upscaled]]
+"""Its name, and what it does with one latent (1, C, H, W)."""
 
 
 def check(wish: Wish) -> Image.Image | None:
@@ -107,13 +112,14 @@ def _fill(
     bench: workbench.Workbench,
     folder: Path,
 ) -> None:
-    small = bench.encode(picture) if picture is not None else read_latent(wish.file, bench.space)
+    small = bench.encode(picture) if picture is not None else read_latents(wish.file, bench.space)
+    comparison.latents = small.shape[0]
     size = workbench.target(
         small, width=wish.width or None, height=wish.height or None, factor=wish.factor
     )
 
     def add(name: str, latent: Tensor, seconds: float | None, shown: Image.Image | None) -> None:
-        shown = shown or bench.decode(latent)
+        shown = shown or bench.decode(latent[:1])
         # Numbered: names of several models may differ in what file names have not.
         stem = f"{_plain(wish.file.stem)}-{len(comparison.results)}-{_plain(name)}"
         result = Result(
@@ -123,14 +129,15 @@ def _fill(
         latent_files.write(result.latent, latent, bench.space)
         comparison.results.append(result)
 
-    ways = list(_ways(comparison, wish, bench, small, size))
+    ways = list(_ways(comparison, wish, bench, size))
     host_page.show_part(0, len(ways) + 1)
     add("Input", small, None, picture)
     for number, (name, way) in enumerate(ways, start=1):
         host_page.show_part(number, len(ways) + 1)
         try:
-            done = way()
-            add(name, done.latent, done.seconds, None)
+            done = [way(one) for one in small.split(1)]
+            latents = torch.cat([one.latent for one in done])
+            add(name, latents, sum(one.seconds for one in done), None)
         except Interrupted:
             raise
         except (workbench.WorkbenchError, WeightsError) as error:
@@ -143,15 +150,15 @@ def _ways(
     comparison: Comparison,
     wish: Wish,
     bench: workbench.Workbench,
-    latent: Tensor,
     size: workbench.Size,
 ) -> Iterator[Way]:
     """In the order in which they are shown; each model once."""
     if BICUBIC in wish.ways:
-        yield BICUBIC, partial(bench.bicubic, latent, size)
+        yield BICUBIC, partial(bench.bicubic, size=size)
     if PIXELS in wish.ways:
         upscaler = wish.pixel_upscaler
-        yield f"{PIXELS} ({upscaler})", partial(bench.through_pixels, latent, size, upscaler)
+        way = partial(bench.through_pixels, size=size, upscaler=upscaler)
+        yield f"{PIXELS} ({upscaler})", way
     known = {entry.label: entry.id for entry in models.entries()}
     seen = set()
     for label in wish.labels:
@@ -162,16 +169,16 @@ def _ways(
             continue
         if entry.id not in seen:
             seen.add(entry.id)
-            yield entry.label, partial(bench.upscale, latent, entry, size)
+            yield entry.label, partial(bench.upscale, entry=entry, size=size)
 
 
-def read_latent(path: Path, space: LatentSpace) -> Tensor:
-    """One latent of an allowed size, from a file. Raises `ValueError`."""
+def read_latents(path: Path, space: LatentSpace) -> Tensor:
+    """The latents (N, C, H, W) of a file, of an allowed size. Raises `ValueError`."""
     if path.suffix.lower() == ".safetensors":
         latent = latent_files.from_bytes(path.read_bytes(), space)
     else:
         latent = latent_files.read(path, space)
-    workbench.check(latent)
+    workbench.check_size(latent)
     return latent
 
 

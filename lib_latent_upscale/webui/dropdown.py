@@ -10,8 +10,9 @@ from . import models, settings
 _DROPDOWN = "txt2img_hr_upscaler"
 
 
-def add_refresh_button(refresh: Callable[[], None]) -> Callable[..., None]:
-    """A callback for `on_after_component`: hides what is hidden, and puts the button behind.
+def keep_right(refresh: Callable[[], None]) -> Callable[..., None]:
+    """A callback for `on_after_component`: hides what is hidden, now and whenever the page is
+    loaded, and puts the button behind.
 
     refresh: looks for hand-placed models anew, and brings the host's list up to date.
     """
@@ -19,11 +20,22 @@ def add_refresh_button(refresh: Callable[[], None]) -> Callable[..., None]:
     def after_component(component: Any, **named: Any) -> None:
         if named.get("elem_id") != _DROPDOWN:
             return
+        import gradio as gr
+        from gradio.context import Context
         from modules.ui_common import create_refresh_button
 
         # Here the hosts have made the component, with all that they know of.
         component.choices = [one for one in component.choices if _shown(_name(one))]
         create_refresh_button(component, refresh, _choices, f"{_DROPDOWN}_refresh")
+        # What is made stays as it is until the UI is reloaded; the settings may change before.
+        Context.root_block.load(
+            lambda: gr.update(**_choices()),
+            inputs=[],
+            outputs=[component],
+            show_progress=False,
+            queue=False,
+            api_name=False,
+        )
 
     return after_component
 

@@ -27,6 +27,13 @@ def message(text: str, *, is_error: bool = False) -> str:
 def results(comparison: Comparison, address: Address) -> str:
     """Two results under a slider, and all of them side by side with their times and downloads."""
     parts = [message(problem, is_error=True) for problem in comparison.problems]
+    if comparison.latents > 1:
+        parts.append(
+            message(
+                f"{comparison.latents} latents were upscaled: the first of them is shown; "
+                "Latent downloads all, and the times are for all."
+            )
+        )
     if comparison.results:
         parts.append(_slider(comparison.results, address))
         figures = "".join(_figure(result, address) for result in comparison.results)

@@ -41,11 +41,13 @@ def describe(path: Path) -> str:
         space = host_page.chosen_space()
         if space is None:
             return markup.message("Latent")
-        height, width = comparison.read_latent(path, space).shape[-2:]
+        count, _, height, width = comparison.read_latents(path, space).shape
     except ValueError as error:
         return markup.message(str(error), is_error=True)
     size = f"{width * pictures.FACTOR}x{height * pictures.FACTOR}"
-    return markup.message(f"Latent of a picture of {size}")
+    return markup.message(
+        f"Latent of a picture of {size}" if count == 1 else f"{count} latents of pictures of {size}"
+    )
 
 
 def forget() -> None:

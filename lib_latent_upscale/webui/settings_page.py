@@ -43,8 +43,8 @@ def _add_models(refresh: Callable[[], None]) -> None:
         settings.SHOWN_KEY,
         [],
         "Models in the dropdown of Hires. fix",
-        "none chosen: all; the button beside the dropdown brings a change there; the others still "
-        "work by their names, in requests and pasted parameters",
+        "none chosen: all; a change shows when the page is loaded again, or the button beside the "
+        "dropdown pressed; the others still work by their names, in requests and pasted parameters",
         component=DropdownMulti,  # an update of gr.Dropdown takes no `multiselect`
         component_args=_choices(settings.SHOWN_KEY, _labels),
         refresh=refresh,

@@ -90,10 +90,14 @@ def target(
 
 
 def check(latent: Tensor) -> None:
-    """Raises `LatentFileError` for several latents in one, and `pictures.PictureError` for one of
-    a size that is not allowed."""
+    """Raises `LatentFileError` for several latents in one, and what `check_size` raises."""
     if latent.shape[0] != 1:
         raise LatentFileError(f"one latent at a time; these are {latent.shape[0]} latents")
+    check_size(latent)
+
+
+def check_size(latent: Tensor) -> None:
+    """Raises `pictures.PictureError` for a latent of a size that is not allowed."""
     height, width = latent.shape[-2:]
     pictures.check_size(width * pictures.FACTOR, height * pictures.FACTOR)
 

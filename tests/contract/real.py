@@ -154,7 +154,11 @@ class RealWebUI:
 
     def choose(self, space: str) -> None:
         """Makes a checkpoint of that latent space the one that the page works with."""
-        self._ask("options", {"sd_model_checkpoint": self.checkpoint(space)})
+        self.set_options({"sd_model_checkpoint": self.checkpoint(space)})
+
+    def set_options(self, values: dict[str, Any]) -> None:
+        """Changes settings, as the settings page does."""
+        self._ask("options", values)
 
     def txt2img(self, payload: dict[str, Any], checkpoint: str = "sd15") -> Job:
         """A job by the API, with a checkpoint of that latent space."""

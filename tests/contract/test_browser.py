@@ -77,13 +77,17 @@ def page(real: RealWebUI, browser: Any, complaints: list[str]) -> Any:
 
     opened.on("console", lambda line: line.type == "error" and hear(f"{line.text} {line.location}"))
     opened.on("pageerror", lambda error: hear(f"{error} {error.stack}"))
-    opened.goto(real.url, wait_until="domcontentloaded")
-    opened.wait_for_selector("#txt2img_generate", state="attached")
-    opened.wait_for_timeout(3000)  # the WebUI's scripts come after
+    load(opened, real)
     tab = opened.locator("#tabs button").get_by_text("Latent upscale", exact=True)
     tab.first.click()
     opened.wait_for_selector(".latent_upscale_models")  # the script asked for it
     return opened
+
+
+def load(page: Any, real: RealWebUI) -> None:
+    page.goto(real.url, wait_until="domcontentloaded")
+    page.wait_for_selector("#txt2img_generate", state="attached")
+    page.wait_for_timeout(3000)  # the WebUI's scripts come after
 
 
 def element(page: Any, name: str) -> Any:
@@ -199,6 +203,30 @@ def test_it_fits_a_telephone(page: Any) -> None:
         ".map((part) => part.getBoundingClientRect().right))"
     )
     assert width <= 390
+
+
+def offered(page: Any) -> list[str]:
+    """What the dropdown of Hires. fix offers."""
+    field = page.locator("#txt2img_hr_upscaler input").first
+    if not field.is_visible():
+        page.locator("#txt2img_hr .label-wrap").first.click()
+    field.click()
+    choices = page.locator("#txt2img_hr_upscaler ul li")
+    choices.first.wait_for()
+    names = [text.strip(" \n\u2713") for text in choices.all_inner_texts()]
+    field.press("Escape")
+    return names
+
+
+def test_the_hires_dropdown_follows_the_settings(page: Any, real: RealWebUI) -> None:
+    page.set_viewport_size({"width": 1300, "height": 1200})
+    for shown in ([BUNDLED.label], [SWINFIR.label], []):
+        real.set_options({"latent_upscale_shown": shown})
+        load(page, real)
+        names = offered(page)
+        assert "Latent (neural)" in names and "Lanczos" in names
+        ours = [label for label in (BUNDLED.label, SWINFIR.label) if label in names]
+        assert ours == (shown or [BUNDLED.label, SWINFIR.label])
 
 
 def test_the_console_has_no_error_of_ours(page: Any, complaints: list[str]) -> None:

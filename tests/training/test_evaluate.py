@@ -134,10 +134,12 @@ def test_a_perfect_way_and_bicubic(folder: Path) -> None:
     assert means["ssim"] == pytest.approx(1)
     assert means["sharpness"] == pytest.approx(1)
     assert (means["hfen"], means["l1"], means["mse"]) == (0, 0, 0)
+    assert means["strength"] == means["detail_strength"] == 0
     bicubic = result.means()[evaluation.BICUBIC]
     assert 15 < bicubic["psnr"] < 60
     assert 0 < bicubic["sharpness"] < 1
     assert bicubic["l1"] > 0
+    assert 1 > bicubic["strength"] >= bicubic["detail_strength"] > 0
     assert [shown.name for shown in result.shown] == ["a.png"]
     assert (result.side, result.small_side) == (96, 48)
 

@@ -380,7 +380,8 @@ class Double:
         components = {name: type(name, (), {}) for name in ("DropdownMulti", "ToolButton")}
         self._module("modules.ui_components", **components)
         version = "4.40.0" if self.variant == "forge" else "3.41.2"
-        self._module("gradio", __getattr__=component, __version__=version)
+        self._module("gradio", __getattr__=component, __version__=version, update=dict)
+        self._module("gradio.context", Context=SimpleNamespace(root_block=_Blocks()))
         return job_class
 
     def _module(self, name: str, **content: Any) -> Any:
@@ -397,6 +398,11 @@ class Double:
         """The upscalers that the page offers for the hires pass."""
         choices = self.dropdown.choices
         return [one[1] if isinstance(one, tuple) else one for one in choices]
+
+    def load_page(self) -> None:
+        """What a browser does that comes to the page, or reloads it."""
+        for run, (component,) in sys.modules["gradio.context"].Context.root_block.loads:
+            vars(component).update(run())
 
     # The extension's life
 
@@ -438,6 +444,7 @@ class Double:
         # gradio 4 has pairs of what is shown and what it stands for.
         pairs = [(name, name) for name in names] if self.variant == "forge" else names
         self.dropdown = SimpleNamespace(choices=pairs)
+        sys.modules["gradio.context"].Context.root_block = _Blocks()
         for elem_id, component in (
             ("txt2img_steps", SimpleNamespace()),
             ("txt2img_hr_upscaler", self.dropdown),
@@ -623,6 +630,17 @@ class Double:
                 job.sizes.append((latent.shape[-1] * 8, latent.shape[-2] * 8))
                 job.pictures.append(latent.float().mean(0).numpy().tobytes())
                 job.infotexts.append(_infotext(p))
+
+
+class _Blocks:
+    """What gradio makes a page of, as far as its load event goes."""
+
+    def __init__(self) -> None:
+        self.loads: list[tuple[Callable[[], dict[str, Any]], list[Any]]] = []
+
+    def load(self, run: Any, inputs: list[Any], outputs: list[Any], **how: Any) -> None:
+        assert not inputs and set(how) <= {"show_progress", "queue", "api_name"}
+        self.loads.append((run, outputs))
 
 
 def _resize_image(mode: int, image: Any, width: int, height: int, upscaler_name: str) -> Any:

@@ -120,6 +120,34 @@ def test_a_latent_and_a_size(page: Page, tmp_path: Path) -> None:
     assert links(page["results"].value, ".png")[2].name.startswith("mine-2-Latent-neural-SD1.5")
 
 
+def test_several_latents_in_one_file(page: Page, a1111: Double, tmp_path: Path) -> None:
+    checkpoint = a1111.checkpoint_files["sd15"] = tmp_path / "checkpoint.safetensors"
+    save_file({"cond_stage_model.x": torch.zeros(1)}, checkpoint)
+    path, several = tmp_path / "mine.safetensors", torch.randn(3, 4, 8, 12)
+    save_file({"latent": several}, path)
+    page.drop(path)
+    assert "3 latents of pictures of 96x64" in text(page["described"].value)
+    page.press("run", TASK)
+    shown = page["results"].value
+    assert "3 latents were upscaled" in text(shown)
+    pictures, files = links(shown, ".png"), links(shown, ".safetensors")
+    given, *large = (load_file(file)["latent"] for file in files)
+    assert torch.equal(given, several)
+    assert [tuple(one.shape) for one in large] == [(3, 4, 16, 24)] * 3
+    assert torch.allclose(large[0], bicubic(several, (16, 24)))
+    # Each as if it were alone, and the first one's picture shown.
+    save_file({"latent": several[:1].clone()}, path)
+    page.drop(path)
+    page.press("run", TASK)
+    alone = page["results"].value
+    assert "latents" not in text(alone)
+    for picture, file, one, all_of_them in zip(
+        links(alone, ".png")[1:], links(alone, ".safetensors")[1:], pictures[1:], large
+    ):
+        assert torch.allclose(load_file(file)["latent"], all_of_them[:1], atol=1e-5)
+        assert picture.read_bytes() == one.read_bytes()
+
+
 def test_names_cannot_be_markup(page: Page, tmp_path: Path) -> None:
     path = tmp_path / "<img onerror=alert(1)>.png"
     path.write_bytes(b"none")
@@ -160,7 +188,6 @@ def test_wrong_files_are_told_when_they_are_dropped_and_when_they_are_used(
 def test_latents_that_do_not_fit_are_refused(page: Page, tmp_path: Path) -> None:
     for tensor, metadata, message in (
         (torch.zeros(1, 16, 8, 8), None, "16 channels"),
-        (torch.zeros(2, 4, 8, 8), None, "2 latents"),
         (torch.zeros(1, 4, 8, 8), {"space": "sdxl"}, "sdxl"),
         (torch.zeros(1, 4, 2, 2), None, "16x16"),
         (torch.full((1, 4, 8, 8), torch.nan), None, "NaN"),
@@ -224,9 +251,9 @@ def test_interrupt_keeps_what_is_done(page: Page, a1111: Double, picture: Path) 
     workbench = importlib.import_module("lib_latent_upscale.webui.workbench")
     original = workbench.Workbench.through_pixels
 
-    def interrupted(self: Any, *values: Any) -> Any:
+    def interrupted(self: Any, *values: Any, **named: Any) -> Any:
         page.press("interrupt")
-        return original(self, *values)
+        return original(self, *values, **named)
 
     workbench.Workbench.through_pixels = interrupted
     page.drop(picture)

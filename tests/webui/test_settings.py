@@ -108,6 +108,17 @@ def test_the_dropdown_shows_the_chosen_models(webui: Double) -> None:
     assert webui.in_dropdown() == everything
 
 
+def test_a_loaded_page_shows_what_is_chosen_now(webui: Double) -> None:
+    everything = webui.in_dropdown()
+    for label in (CITY96.label, BUNDLED.label):
+        webui.shared.opts.data["latent_upscale_shown"] = [label]
+        webui.load_page()
+        assert {CITY96.label, BUNDLED.label} & set(webui.in_dropdown()) == {label}
+    webui.shared.opts.data["latent_upscale_shown"] = []
+    webui.load_page()
+    assert webui.in_dropdown() == everything
+
+
 def test_a_model_that_is_not_shown_works_by_its_name(webui: Double) -> None:
     webui.shared.opts.data["latent_upscale_shown"] = [CITY96.label]
     webui.reload_ui()
