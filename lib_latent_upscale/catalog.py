@@ -71,15 +71,31 @@ class Entry:
     """What the weights do not show, for `architectures.from_state_dict`."""
 
 
-def _bundled(space: LatentSpace, file: str, architecture: str, size: int, sha256: str) -> Entry:
+def _bundled(space: LatentSpace, size: int, sha256: str) -> Entry:
+    return _own(
+        f"bundled-{space.id}",
+        f"Latent (neural {space.label})",
+        "halfway",
+        space,
+        WeightFile(f"halfway-{space.id}.safetensors", None, size, sha256),
+    )
+
+
+def _own(
+    id: str,
+    label: str,
+    architecture: str,
+    space: LatentSpace,
+    file: WeightFile,
+) -> Entry:
     return Entry(
-        id=f"bundled-{space.id}",
-        label=f"Latent (neural {space.label})",
+        id=id,
+        label=label,
         architecture=architecture,
         space=space,
         input_scale=space.unet,
         factor=2,
-        file=WeightFile(file, None, size, sha256),
+        file=file,
         licence="AGPL-3.0-or-later",
         source="this extension",
     )
@@ -168,12 +184,18 @@ def _ttl(space: LatentSpace, sha256: str, git_blob: str) -> Entry:
 
 
 _ENTRIES = (
-    _bundled(
-        SD15,
-        "compact-sd15-x2.safetensors",
+    _bundled(SD15, 2_156_864, "38c9c05b1a0e7334e47671ef65a53f879101353007e797beaeb1ef17aa59cbcd"),
+    _own(
+        "compact-sd15",
+        "Latent (compact SD1.5)",
         "compact",
-        1_786_008,
-        "a55c335df840ccee7611f2651ecf9373ba5b54a176aa8510f04bcc382f61ec7c",
+        SD15,
+        WeightFile(
+            "compact-sd15-x2.safetensors",
+            None,
+            1_786_008,
+            "a55c335df840ccee7611f2651ecf9373ba5b54a176aa8510f04bcc382f61ec7c",
+        ),
     ),
     _sudo(
         "swinfir-4x6-sd15",
@@ -210,6 +232,9 @@ _ENTRIES = (
         "CRAFT7x6_l1_eV2-b0_150k_1.5.pth",
         184_614_288,
         "7e0b933982d45cfe",
+    ),
+    _bundled(
+        SDXL, 2_156_864, "1f0a51dc01448a24e36ada3229e505177599d7e17f2a9e1f0f97dd03dec80197"
     ),
     _sudo(
         "swinfir-4x6-mse-sdxl",
@@ -282,18 +307,10 @@ _ENTRIES = (
         "a611e85506237312706bd49c8e2d8791f43f7303",
     ),
     _bundled(
-        SD3,
-        "compact-sd3-x2.safetensors",
-        "compact",
-        1_813_880,
-        "74685592902fa0a10b445e326c6aa0a83db92e20c194ff9faf42c281405f04ba",
+        SD3, 2_184_536, "ade4f450a8a5045cb9dfccc0c319c2b318f9ece3518e16dbed0f864ff1d68d68"
     ),
     _bundled(
-        FLUX,
-        "compact-flux-x2.safetensors",
-        "compact",
-        1_813_888,
-        "6e8c9fe57d3981fe8897636bf150a87f17cdb28c67fbfb5bf0d3673ca349aca7",
+        FLUX, 2_184_544, "1109c0ecde3df53776d4452e900f4558ffed11ab806a756aaf1c61ca9c3ef78b"
     ),
 )
 
@@ -301,7 +318,7 @@ CATALOG: Mapping[str, Entry] = {entry.id: entry for entry in _ENTRIES}
 
 DEFAULTS: Mapping[str, str] = {
     SD15.id: "bundled-sd15",
-    SDXL.id: "sudo-swinfir-4x6-mse-sdxl",
+    SDXL.id: "bundled-sdxl",
     SD3.id: "bundled-sd3",
     FLUX.id: "bundled-flux",
 }

@@ -152,7 +152,7 @@ def test_a_failed_load_leaves_nothing_behind(tmp_path: Path) -> None:
         with pytest.raises(WeightsError):
             kept.get(path)
     shutil.copy(BUNDLED, path)
-    assert kept.get(path).upscaler.name == "bundled-sd15"
+    assert kept.get(path).upscaler.name == "compact-sd15"
 
 
 def test_who_holds_a_model_can_use_it_when_the_file_has_gone(paths: list[Path]) -> None:

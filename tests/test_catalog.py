@@ -15,6 +15,8 @@ from . import published
 
 IDS = {
     "bundled-sd15",
+    "bundled-sdxl",
+    "compact-sd15",
     "bundled-sd3",
     "bundled-flux",
     "sudo-dat-6x6-sd15",
@@ -36,6 +38,7 @@ IDS = {
     "ttl-sd15",
     "ttl-sdxl",
 }
+OURS = {"compact-sd15", *(f"bundled-{space}" for space in SPACES)}
 STAND_INS = {
     "sudo-dat-6x6-sd15": "DAT6x6",
     "sudo-dat-12x6-sd15": "DAT12x6",
@@ -61,7 +64,7 @@ ALL = list(CATALOG.values())
 
 def test_every_published_model_is_there() -> None:
     assert CATALOG.keys() == IDS
-    assert IDS - STAND_INS.keys() == {"bundled-sd15", "bundled-sd3", "bundled-flux"}
+    assert IDS - STAND_INS.keys() == OURS
 
 
 def test_labels_and_files_are_unique_and_safe_in_infotext() -> None:
@@ -138,13 +141,14 @@ def test_defaults_fit_their_spaces() -> None:
     assert DEFAULTS.keys() == SPACES.keys()
     for space, id in DEFAULTS.items():
         assert CATALOG[id].space is SPACES[space]
+        assert CATALOG[id].file.url is None  # it works without a download
     assert DEFAULTS["sd15"] == "bundled-sd15"
 
 
 def test_entries_of_a_space() -> None:
     assert len(list(entries())) == len(ALL)
-    assert len(list(entries(SD15))) == 9
-    assert len(list(entries(SDXL))) == 10
+    assert len(list(entries(SD15))) == 10
+    assert len(list(entries(SDXL))) == 11
 
 
 def test_bundled_sizes_are_the_files() -> None:

@@ -160,7 +160,7 @@ def test_list_shows_every_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(CATALOG)
-    assert any(line.startswith("bundled-sd15 ") and "compact-sd15" in line for line in lines)
+    assert any(line.startswith("bundled-sd15 ") and "halfway-sd15" in line for line in lines)
 
 
 def test_as_a_module() -> None:

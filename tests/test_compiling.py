@@ -144,7 +144,7 @@ def test_a_compiler_that_fails_is_one_line_in_the_log(compiler: Compiler) -> Non
         assert torch.equal(upscaler(latent(8, 8), TARGET), expected)
         until(lambda: bool(log))
     assert log == [
-        "bundled-sd15 cannot be compiled and runs as it is: No working C++ compiler found"
+        "compact-sd15 cannot be compiled and runs as it is: No working C++ compiler found"
     ]
 
 
@@ -159,7 +159,7 @@ def test_a_compiled_block_that_fails_is_run_as_it_is(compiler: Compiler) -> None
     for _ in range(2):
         torch.testing.assert_close(upscaler(latent(8, 8), TARGET), expected)
     assert compiler.runs == 4  # and the other blocks of that job, and of the next, as they are
-    assert log == ["bundled-sd15 fails as it is compiled and runs as it is: no such symbol"]
+    assert log == ["compact-sd15 fails as it is compiled and runs as it is: no such symbol"]
     assert upscaler.compilation is not None and upscaler.compilation.failed
 
 

@@ -79,7 +79,7 @@ def test_out_of_memory_frees_and_tries_again(bench: Bench) -> None:
     result = bench.upscale(dtype=torch.bfloat16)
     assert torch.isfinite(result).all()
     (line,) = bench.log
-    assert "bundled-sd15" in line and "out of memory" in line and "small pieces" in line
+    assert "compact-sd15" in line and "out of memory" in line and "small pieces" in line
     assert bench.freed == [torch.device("cpu")]
 
 

@@ -48,7 +48,7 @@ def upscaler(scale: float = 2.0, input_scale: LatentScale = SD15.unet) -> Latent
 
 @pytest.fixture(scope="module")
 def bundled() -> LatentUpscaler:
-    return lib_latent_upscale.load("bundled-sd15")
+    return lib_latent_upscale.load("compact-sd15")
 
 
 def test_bundled_model_gives_its_golden_output(bundled: LatentUpscaler) -> None:

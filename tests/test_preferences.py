@@ -13,6 +13,7 @@ import pytest
 from lib_latent_upscale import preferences
 from lib_latent_upscale.catalog import CATALOG
 from lib_latent_upscale.preferences import Preferences, gather, saved_settings
+from lib_latent_upscale.spaces import SPACES
 
 VARIABLES = {
     "arguments": "COMMANDLINE_ARGS",
@@ -43,7 +44,7 @@ def say(monkeypatch: pytest.MonkeyPatch, **said: str) -> None:
 def test_the_sets_are_of_models_that_can_be_fetched() -> None:
     assert preferences.SETS["none"] == ()
     assert set(preferences.SETS["recommended"]) < set(preferences.SETS["all"])
-    bundled = {"bundled-sd15", "bundled-sd3", "bundled-flux"}
+    bundled = {"compact-sd15", *(f"bundled-{space}" for space in SPACES)}
     assert CATALOG.keys() - set(preferences.SETS["all"]) == bundled
     assert all(CATALOG[id].file.url for id in preferences.SETS["all"])
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers.tokens import channels_last
 from .network import Network, Shapes
 
 _FIRST_BODY = 4  # index 0 is the first convolution, 1 to 3 are ReLU, upsampling, ReLU
@@ -40,9 +41,9 @@ class City96(Network):
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         # A ReLU on either side of the upsampling is one ReLU before it. The factor, not the
         # size, decides which pixel is nearest.
-        x = F.relu(self.sequential["0"](x))
+        x = F.relu(self.sequential["0"](channels_last(x)))
         x = F.interpolate(x, scale_factor=self.scale, mode="nearest")
         for key, conv in self.sequential.items():
             if key not in ("0", self._last):
                 x = F.relu(conv(x))
-        return self.sequential[self._last](x)
+        return self.sequential[self._last](x).contiguous()

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers.tokens import channels_last
 from .network import Network, Shapes, upscale_factor
 
 
@@ -50,8 +51,8 @@ class Compact(Network):
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         assert isinstance(self.scale, int)
-        first = self.conv_first(x)
+        first = self.conv_first(channels_last(x))
         features = self.blocks(first) + first
         features = F.silu(F.pixel_shuffle(self.conv_upsample(features), self.scale))
         base = F.interpolate(x, scale_factor=self.scale, mode="bilinear", align_corners=False)
-        return base + self.conv_last(features)
+        return base + self.conv_last(features).contiguous()

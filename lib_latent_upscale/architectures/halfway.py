@@ -2,20 +2,19 @@
 
 The way through the picture decodes a latent, enlarges the picture and encodes it again, and spends
 nearly all of its time on large pictures. This network goes half of that way: it unfolds the latent
-to features of half a latent pixel, which is as fine as needed to tell what the picture shows,
-brings those to the target's grid (for a factor of 2 they are on it already), and folds them into a
-latent.
-Its blocks and its doubling are those of TAESD's halves (https://github.com/madebyollin/taesd).
+to features of half a latent pixel, which is as fine as needed to tell what the picture shows, and
+which is the pixel of a latent twice as large; and folds them into that. Its blocks and its doubling
+are those of TAESD's halves (https://github.com/madebyollin/taesd).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers.tokens import channels_last
 from .network import Network, Shapes
 
 
@@ -34,18 +33,18 @@ class ResidualBlock(nn.Module):
 
 
 class Halfway(Network):
-    """Any target size; trained for factors from 1 to 2 (`max_scale`)."""
+    """Doubles a latent.
+
+    coarse, fine, folding: blocks at the small latent's size, at twice that before the features
+    are folded, and after.
+    """
 
     architecture = "halfway"
     block_types = (ResidualBlock,)
     signature = ("unfold.weight", "fold.weight")
-
-    max_scale = 2.0
-    scale = None
+    scale = 2
 
     def __init__(self, channels: int, dim: int, coarse: int, fine: int, folding: int) -> None:
-        """coarse, fine, folding: blocks at the small latent's size, at twice that, and at the
-        target's."""
         super().__init__()
         self.channels = channels
         self.conv_first = nn.Conv2d(channels, dim, 3, 1, 1)
@@ -67,18 +66,12 @@ class Halfway(Network):
         }
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        if size is None:
-            size = (2 * x.shape[-2], 2 * x.shape[-1])
-        features = self.unfolded(x)
-        if tuple(size) != tuple(features.shape[-2:]):
-            features = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
-        return self.conv_last(self.folding(self.fold(features))).contiguous()
+        features = self.folding(self.fold(self.unfolded(x)))
+        return self.conv_last(features).contiguous()
 
     def unfolded(self, x: Tensor) -> Tensor:
         """A latent (N, C, H, W) as features (N, dim, 2 * H, 2 * W)."""
-        # Channels last, convolutions take half of the time in half precision.
-        x = x.contiguous(memory_format=torch.channels_last)
-        features = self.coarse(F.relu(self.conv_first(x)))
+        features = self.coarse(F.relu(self.conv_first(channels_last(x))))
         return self.fine(self.unfold(F.interpolate(features, scale_factor=2, mode="nearest")))
 
 

@@ -53,7 +53,7 @@ class Model:
     def call(self, network: Callable[..., Tensor], x: Tensor) -> Tensor:
         """The network's output: twice the size where it has no factor of its own."""
         height, width = x.shape[-2:]
-        free = self.network in (Ttl, Halfway)
+        free = self.network is Ttl
         return network(x, size=(2 * height, 2 * width)) if free else network(x)
 
 

@@ -61,7 +61,8 @@ def describe(
             f"{path} takes latents of {arguments['channels']} channels; those of "
             f"{latents.label} have {latents.channels}"
         )
-    architecture, factor = network_class.architecture, arguments.get("scale")
+    architecture = network_class.architecture
+    factor = arguments.get("scale", getattr(network_class, "scale", None))
     _check_told(path, metadata, architecture, factor)
     label = metadata.get("label")
     return Description(entry, architecture, latents, input_scale, hyperparameters, factor, label)

@@ -156,7 +156,7 @@ def test_models_are_listed_with_their_state(api: TestClient, models: Path) -> No
     assert bundled == {
         "id": "bundled-sd15",
         "label": BUNDLED.label,
-        "architecture": "compact",
+        "architecture": "halfway",
         "space": "sd15",
         "factor": 2,
         "size": BUNDLED.file.size,

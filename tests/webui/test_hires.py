@@ -392,14 +392,14 @@ def test_one_line_tells_what_was_done(webui: Double) -> None:
 
 def test_the_line_tells_what_it_came_to(a1111: Double, monkeypatch: pytest.MonkeyPatch) -> None:
     network = type(lib_latent_upscale.load("bundled-sd15").network)
-    forward = sys.modules[network.__module__].Compact.forward
+    forward = network.forward
 
     def overflow(self: Any, x: Tensor) -> Tensor:
         return forward(self, x) / (0 if x.dtype == torch.float16 else 1)
 
     settings = {"latent_upscale_precision": "float16"}
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules[network.__module__].Compact, "forward", overflow)
+        patch.setattr(network, "forward", overflow)
         job = done(a1111.txt2img({**HIRES, "override_settings": settings}))
     assert "runs in float32 from now on" in job.log and "s on cpu in float32" in job.log
 

@@ -305,7 +305,9 @@ def test_the_choice_follows_the_checkpoint(page: Page, a1111: Double, tmp_path: 
 
 
 def test_refreshing_finds_new_files(page: Page, models: Path) -> None:
-    shutil.copy(files.MODEL_FOLDER / BUNDLED.file.name, models / "mine-sd15.safetensors")
+    shutil.copy(
+        files.MODEL_FOLDER / "compact-sd15-x2.safetensors", models / "mine-sd15.safetensors"
+    )
     page.press("refresh")
     assert "Latent (mine-sd15)" in page["labels"].described["choices"]
     assert actions(page, "mine-sd15.safetensors") == ["verify"]

