@@ -233,9 +233,7 @@ _ENTRIES = (
         184_614_288,
         "7e0b933982d45cfe",
     ),
-    _bundled(
-        SDXL, 2_156_864, "1f0a51dc01448a24e36ada3229e505177599d7e17f2a9e1f0f97dd03dec80197"
-    ),
+    _bundled(SDXL, 2_156_864, "1f0a51dc01448a24e36ada3229e505177599d7e17f2a9e1f0f97dd03dec80197"),
     _sudo(
         "swinfir-4x6-mse-sdxl",
         "Latent (SwinFIR 4x6 MSE SDXL)",
@@ -306,12 +304,8 @@ _ENTRIES = (
         "0bca261c96e136cb9e2f330f40386e6cbcaaf464cd39e9f7752c9e7b32e825e8",
         "a611e85506237312706bd49c8e2d8791f43f7303",
     ),
-    _bundled(
-        SD3, 2_184_536, "ade4f450a8a5045cb9dfccc0c319c2b318f9ece3518e16dbed0f864ff1d68d68"
-    ),
-    _bundled(
-        FLUX, 2_184_544, "1109c0ecde3df53776d4452e900f4558ffed11ab806a756aaf1c61ca9c3ef78b"
-    ),
+    _bundled(SD3, 2_184_536, "ade4f450a8a5045cb9dfccc0c319c2b318f9ece3518e16dbed0f864ff1d68d68"),
+    _bundled(FLUX, 2_184_544, "1109c0ecde3df53776d4452e900f4558ffed11ab806a756aaf1c61ca9c3ef78b"),
 )
 
 CATALOG: Mapping[str, Entry] = {entry.id: entry for entry in _ENTRIES}
