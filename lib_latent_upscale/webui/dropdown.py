@@ -24,12 +24,16 @@ def keep_right(refresh: Callable[[], None]) -> Callable[..., None]:
         from gradio.context import Context
         from modules.ui_common import create_refresh_button
 
+        if Context.root_block is None:
+            return  # gradio 4 makes a component anew for each update of it, outside of any page
+
         # Here the hosts have made the component, with all that they know of.
         component.choices = [one for one in component.choices if _shown(_name(one))]
         create_refresh_button(component, refresh, _choices, f"{_DROPDOWN}_refresh")
         # What is made stays as it is until the UI is reloaded; the settings may change before.
         Context.root_block.load(
-            lambda: gr.update(**_choices()),
+            # A hidden model's name is taken all the same where it is pasted.
+            lambda: gr.update(**_choices(), allow_custom_value=True),
             inputs=[],
             outputs=[component],
             show_progress=False,

@@ -229,5 +229,26 @@ def test_the_hires_dropdown_follows_the_settings(page: Any, real: RealWebUI) -> 
         assert ours == (shown or [BUNDLED.label, SWINFIR.label])
 
 
+def test_a_hidden_model_can_be_pasted(page: Any, real: RealWebUI) -> None:
+    """An infotext names it; the dropdown, which does not offer it, takes it all the same."""
+    page.set_viewport_size({"width": 1300, "height": 1200})
+    real.set_options({"latent_upscale_shown": [SWINFIR.label]})
+    try:
+        load(page, real)
+        page.locator("#txt2img_prompt textarea").first.fill(
+            "a cat\nSteps: 2, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64, "
+            f"Denoising strength: 0.5, Hires upscale: 2, Hires upscaler: {BUNDLED.label}"
+        )
+        page.locator("#txt2img_tools #paste").first.click()
+        page.wait_for_function(
+            "label => document.querySelector('#txt2img_hr_upscaler input').value === label",
+            arg=BUNDLED.label,
+        )
+        page.locator("#txt2img_generate").first.click()
+        page.locator("#html_info_txt2img", has_text=f"Hires upscaler: {BUNDLED.label}").wait_for()
+    finally:
+        real.set_options({"latent_upscale_shown": []})
+
+
 def test_the_console_has_no_error_of_ours(page: Any, complaints: list[str]) -> None:
     assert complaints == []
