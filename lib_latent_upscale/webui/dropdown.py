@@ -30,10 +30,11 @@ def keep_right(refresh: Callable[[], None]) -> Callable[..., None]:
         # Here the hosts have made the component, with all that they know of.
         component.choices = [one for one in component.choices if _shown(_name(one))]
         create_refresh_button(component, refresh, _choices, f"{_DROPDOWN}_refresh")
+        # A hidden model's name is taken all the same where it is pasted; gradio 3 takes any.
+        pasted = {} if hasattr(gr.Dropdown, "update") else {"allow_custom_value": True}
         # What is made stays as it is until the UI is reloaded; the settings may change before.
         Context.root_block.load(
-            # A hidden model's name is taken all the same where it is pasted.
-            lambda: gr.update(**_choices(), allow_custom_value=True),
+            lambda: gr.update(**_choices(), **pasted),
             inputs=[],
             outputs=[component],
             show_progress=False,

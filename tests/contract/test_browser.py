@@ -245,7 +245,8 @@ def test_a_hidden_model_can_be_pasted(page: Any, real: RealWebUI) -> None:
             arg=BUNDLED.label,
         )
         page.locator("#txt2img_generate").first.click()
-        page.locator("#html_info_txt2img", has_text=f"Hires upscaler: {BUNDLED.label}").wait_for()
+        done = page.locator("#html_info_txt2img", has_text=f"Hires upscaler: {BUNDLED.label}")
+        done.first.wait_for()
     finally:
         real.set_options({"latent_upscale_shown": []})
 
