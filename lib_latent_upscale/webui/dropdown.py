@@ -31,7 +31,7 @@ def keep_right(refresh: Callable[[], None]) -> Callable[..., None]:
         component.choices = [one for one in component.choices if _shown(_name(one))]
         create_refresh_button(component, refresh, _choices, f"{_DROPDOWN}_refresh")
         # A hidden model's name is taken all the same where it is pasted; gradio 3 takes any.
-        pasted = {} if hasattr(gr.Dropdown, "update") else {"allow_custom_value": True}
+        pasted = {} if gr.__version__.startswith("3.") else {"allow_custom_value": True}
         # What is made stays as it is until the UI is reloaded; the settings may change before.
         Context.root_block.load(
             lambda: gr.update(**_choices(), **pasted),
