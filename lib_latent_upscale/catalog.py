@@ -77,7 +77,9 @@ def _bundled(space: LatentSpace, size: int, sha256: str) -> Entry:
         f"Latent (neural {space.label})",
         "halfway",
         space,
-        WeightFile(f"halfway-{space.id}.safetensors", None, size, sha256),
+        f"halfway-{space.id}.safetensors",
+        size,
+        sha256,
     )
 
 
@@ -86,7 +88,9 @@ def _own(
     label: str,
     architecture: str,
     space: LatentSpace,
-    file: WeightFile,
+    file: str,
+    size: int,
+    sha256: str,
 ) -> Entry:
     return Entry(
         id=id,
@@ -95,7 +99,7 @@ def _own(
         space=space,
         input_scale=space.unet,
         factor=2,
-        file=file,
+        file=WeightFile(file, None, size, sha256),
         licence="AGPL-3.0-or-later",
         source="this extension",
     )
@@ -190,12 +194,9 @@ _ENTRIES = (
         "Latent (compact SD1.5)",
         "compact",
         SD15,
-        WeightFile(
-            "compact-sd15-x2.safetensors",
-            None,
-            1_786_008,
-            "a55c335df840ccee7611f2651ecf9373ba5b54a176aa8510f04bcc382f61ec7c",
-        ),
+        "compact-sd15-x2.safetensors",
+        1_786_008,
+        "a55c335df840ccee7611f2651ecf9373ba5b54a176aa8510f04bcc382f61ec7c",
     ),
     _sudo(
         "swinfir-4x6-sd15",

@@ -40,11 +40,7 @@ def keep_freed_memory() -> bool:
     of 320 pixels in bfloat16, one thread of an Intel Xeon). It is for the whole process, so it is
     for commands, not for a library in someone else's process.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if _is_posix() else None
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is None:
         return False
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
-
-
-def _is_posix() -> bool:
-    return os.name == "posix"

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..architectures.halfway import Halfway, ResidualBlock
-from ..spaces import RAW, SPACES
+from ..spaces import RAW
 from ..weights import writing
 from . import codecs, whole
 from .errors import TrainingError
@@ -54,15 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """The command. Raises `TrainingError` for what the user can put right."""
     reader = ShardReader(options.data)
-    vae = open_vae(options.vae, SPACES[reader.space.id], options.decoder)
+    space = reader.space
+    vae = open_vae(options.vae, space, options.decoder)
     if not isinstance(vae, TinyVae) or vae.encoder is None or vae.decoder is None:
         raise TrainingError("halfway begins from TAESD's encoder and decoder, no other VAE's")
-    latents = (
-        RAW.to(reader.space.unet, reader.pair(index)[0][None]) for index in range(len(reader))
-    )
-    chosen = (latent for _, latent in zip(tqdm(range(options.pairs), unit="pair"), latents))
-    network = joined(vae.encoder, vae.decoder, chosen)
-    about = {"architecture": "halfway", "space": reader.space.id, "input": "unet"}
+    chosen = tqdm(range(min(options.pairs, len(reader))), unit="pair")
+    latents = (RAW.to(space.unet, reader.pair(index)[0][None]) for index in chosen)
+    network = joined(vae.encoder, vae.decoder, latents)
+    about = {"architecture": "halfway", "space": space.id, "input": "unet"}
     with whole.replacing(options.out) as part:
         writing.write(part, network.to_state_dict(), about)
     print(f"{options.out}: train --recipe halfway --set network.weights={options.out}")
