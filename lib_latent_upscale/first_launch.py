@@ -26,7 +26,7 @@ from .weights.errors import MissingWeightsError, WeightsError
 if TYPE_CHECKING:
     from .weights.transfer import Progress
 
-_PACKAGES = ("einops", "filelock", "numpy", "requests", "safetensors", "tqdm")
+_PACKAGES = ("filelock", "numpy", "requests", "safetensors", "tqdm")
 
 _SECONDS = {"recommended": 90.0, "all": 900.0}
 """How long a launch may fetch; the rest comes with the next one, or on first use."""

@@ -155,7 +155,7 @@ def test_a_launch_with_nothing_to_do_loads_nothing_heavy(webui: WebUI) -> None:
     launch = webui.launch(python=("-X", "importtime"))
     loaded = set(re.findall(r"\|\s+([\w.]+)$", launch.error, re.MULTILINE))
     assert "lib_latent_upscale.first_launch" in loaded
-    heavy = {"torch", "numpy", "safetensors", "requests", "urllib3", "tqdm", "filelock", "einops"}
+    heavy = {"torch", "numpy", "safetensors", "requests", "urllib3", "tqdm", "filelock"}
     assert not loaded & heavy
     assert launch.seconds < 4  # a tenth of that where nothing else runs
 
@@ -429,10 +429,10 @@ def lack(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 def test_only_what_is_missing_is_installed_and_nothing_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pip: Pip, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lack(monkeypatch, "einops", "filelock")
+    lack(monkeypatch, "filelock", "tqdm")
     launch(tmp_path)
     assert pip.command[:4] == (sys.executable, "-m", "pip", "install")
-    assert pip.command[-3:] == (pip.command[pip.command.index("-c") + 1], "einops", "filelock")
+    assert pip.command[-3:] == (pip.command[pip.command.index("-c") + 1], "filelock", "tqdm")
     lines = pip.constraints.splitlines()
     assert {f"{name}=={version(name)}" for name in ("torch", "numpy", "pytest")} <= set(lines)
     assert len(lines) >= len({one.metadata["Name"] for one in distributions()})
@@ -443,7 +443,7 @@ def test_only_what_is_missing_is_installed_and_nothing_changed(
 def test_of_two_distributions_of_one_name_the_first_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pip: Pip
 ) -> None:
-    lack(monkeypatch, "einops")
+    lack(monkeypatch, "tqdm")
     found = [
         SimpleNamespace(metadata={"Name": name}, version=version)
         for name, version in (("Some_Thing", "1.0"), ("some-thing", "2.0"), ("other", "3.0"))
@@ -461,11 +461,11 @@ def test_where_nothing_is_missing_pip_does_not_run(tmp_path: Path, pip: Pip) -> 
 def test_what_cannot_be_installed_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pip: Pip, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lack(monkeypatch, "einops")
+    lack(monkeypatch, "tqdm")
     pip.status, pip.said = 1, "WARNING: retrying\nERROR: no network " + "x" * 1000
     launch(tmp_path)
     out = capsys.readouterr().out
-    assert out.startswith("Latent upscale: needs einops: ERROR: no network")
+    assert out.startswith("Latent upscale: needs tqdm: ERROR: no network")
     assert len(out) < 400
 
 
