@@ -68,6 +68,7 @@ def assemble(settings: Settings, process: Process) -> Parts:
         rank=process.rank,
         world=process.world,
         factor=factor,
+        weighting=recipe.weighting,
     )
     vae = _vae(settings, reader, process)
     adversary = _adversary(settings, reader, process)

@@ -33,6 +33,9 @@ class Recipe:
     discriminator_rate: its learning rate, where a loss is adversarial.
     picture_side: side, in the large latent's pixels, of the square of each that losses on pictures
         look at; 0 for all of it.
+    weighting: whether a pair is drawn as often as it has places for the crop ("area"), or all
+        equally often ("even"): where pairs of the same pictures have several factors, those of
+        small factors have far more places.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Recipe:
     clip: float = 0.0
     discriminator_rate: float = 1e-4
     picture_side: int = 0
+    weighting: str = "area"
     notes: str = ""
     source: str = ""
 

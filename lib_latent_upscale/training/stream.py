@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
 
 import numpy as np
 import torch
@@ -84,10 +83,12 @@ class PairStream:
         rank: int = 0,
         world: int = 1,
         factor: float | Fraction | None = None,
-        weighting: Literal["area", "even"] = "area",
+        weighting: str = "area",
     ) -> None:
         if min(crop, batch) < 1 or not 0 <= rank < world:
             raise ValueError(f"crop {crop}, batch {batch}, rank {rank} of {world}")
+        if weighting not in ("area", "even"):
+            raise TrainingError(f"a weighting is area or even, not {weighting!r}")
         self.reader, self.crop, self.batch_size = reader, crop, batch
         self.seed, self.rank, self.world = seed, rank, world
         self._groups = _groups(reader, crop, factor, weighting)

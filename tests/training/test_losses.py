@@ -27,6 +27,7 @@ metrics = pytest.importorskip("skimage.metrics", reason="scikit-image has the SS
 
 PLAIN = [
     ("l1", {}),
+    ("l1", {"average": 4}),
     ("mse", {}),
     ("huber", {}),
     ("huber", {"delta": 0.3}),
@@ -63,6 +64,10 @@ def test_pointwise_losses() -> None:
     difference = predicted.numpy() - target.numpy()
     size = np.abs(difference)
     assert value("l1", predicted, target) == pytest.approx(size.mean())
+    tiles = difference[..., :9, :6].reshape(2, 4, 3, 3, 2, 3).mean((3, 5))
+    assert value("l1", predicted, target, average=3) == pytest.approx(np.abs(tiles).mean())
+    whole = np.abs(difference[..., :7, :7].mean((2, 3))).mean()
+    assert value("l1", predicted, target, average=100) == pytest.approx(whole)
     assert value("mse", predicted, target) == pytest.approx((difference**2).mean())
     for delta in (0.2, 1.0):
         huber = np.where(size <= delta, difference**2 / 2, delta * (size - delta / 2)).mean()
@@ -381,7 +386,7 @@ def test_small_images_have_no_structure() -> None:
     ("name", "options", "message"),
     [
         ("l3", {}, "no loss is called 'l3'; there are l1"),
-        ("l1", {"delta": 1}, "It takes: no options"),
+        ("mse", {"delta": 1}, "It takes: no options"),
         ("huber", {"delta": 0}, "a difference above 0"),
         ("psnr", {"floor": 0}, "a squared difference above 0"),
         ("fft", {"norm": "half"}, "ortho, backward, forward"),

@@ -120,7 +120,7 @@ def test_the_thread_ends_with_the_stream_and_passes_errors_on(
 
 def test_pairs_are_drawn_by_their_area_or_evenly(reader: ShardReader) -> None:
     for weighting, share in (("area", 17 * 25 / (17 * 25 + 9 * 9 + 1)), ("even", 1 / 3)):
-        stream = PairStream(reader, crop=8, batch=64, seed=1, factor=2, weighting=weighting)  # type: ignore[arg-type]
+        stream = PairStream(reader, crop=8, batch=64, seed=1, factor=2, weighting=weighting)
         drawn: Counter[int] = Counter()
         for step in range(40):
             drawn.update(stream.batch(step).small[:, 2, 0, 0].long().tolist())
@@ -144,6 +144,8 @@ def test_what_cannot_be_drawn_is_said(reader: ShardReader) -> None:
         PairStream(reader, crop=40, batch=1, seed=0)
     with pytest.raises(TrainingError, match=r"at factor 1\.5.*factors are 2, 5/4"):
         PairStream(reader, crop=8, batch=1, seed=0, factor=1.5)
+    with pytest.raises(TrainingError, match="area or even, not 'odd'"):
+        PairStream(reader, crop=8, batch=1, seed=0, weighting="odd")
     with pytest.raises(ValueError, match="rank 2 of 2"):
         PairStream(reader, crop=8, batch=1, seed=0, rank=2, world=2)
 
