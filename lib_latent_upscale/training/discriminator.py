@@ -2,7 +2,8 @@
 
 Goodfellow et al., Generative adversarial nets, 2014. The published upscalers' is an
 EfficientNetV2-b0 of timm (Tan and Le, EfficientNetV2: smaller models and faster training, 2021)
-with as many input channels as the latents have.
+with as many input channels as the latents have; `Patches` is a small one of our own, which judges
+place by place.
 """
 
 from __future__ import annotations
@@ -19,23 +20,28 @@ from torch.optim import Optimizer
 from .errors import TrainingError
 
 NAME = "tf_efficientnetv2_b0"
+PATCHES = "patches"
 FEWEST = 4
 """Values that the network's batch normalisation is to have of every channel."""
 KINDS = ("vanilla", "least_squares", "hinge", "relativistic")
 
 
 def build(channels: int, name: str = NAME) -> nn.Module:
-    """A classifier of timm, untrained: latents (N, channels, H, W) -> scores (N, 1).
+    """A classifier of timm, untrained: latents (N, channels, H, W) -> scores (N, 1); or `Patches`,
+    with scores (N, 1, H/2, W/2).
 
     Raises `TrainingError` where timm is missing or has none of this name.
     """
+    if name == PATCHES:
+        return Patches(channels)
     try:
         import timm
     except (ImportError, RuntimeError) as error:
         # A torchvision that is not of this torch's version is a RuntimeError.
         raise TrainingError(
             f"an adversarial loss needs the packages timm and torchvision ({error}); "
-            'install the extension with "pip install .[train]"'
+            'install the extension with "pip install .[train]", or '
+            f"--set discriminator={PATCHES}"
         ) from error
     try:
         model: nn.Module = timm.create_model(
@@ -46,10 +52,37 @@ def build(channels: int, name: str = NAME) -> nn.Module:
     return model
 
 
+class Patches(nn.Sequential):
+    """Latents (N, channels, H, W) -> a score for each 2x2 pixels, by the 16x16 around: (N, 1, H/2,
+    W/2).
+
+    Isola et al., Image-to-image translation with conditional adversarial networks, 2017; with the
+    spectral normalisation of Miyato et al., 2018, in place of one over the batch.
+    """
+
+    def __init__(self, channels: int, width: int = 64) -> None:
+        def layer(given: int, wanted: int, side: int, stride: int) -> nn.Module:
+            convolution = nn.Conv2d(given, wanted, side, stride, padding=1)
+            return nn.utils.parametrizations.spectral_norm(convolution)
+
+        super().__init__(
+            nn.Conv2d(channels, width, 3, padding=1),
+            nn.LeakyReLU(0.2),
+            layer(width, width, 3, 1),
+            nn.LeakyReLU(0.2),
+            layer(width, 2 * width, 4, 2),
+            nn.LeakyReLU(0.2),
+            layer(2 * width, 2 * width, 3, 1),
+            nn.LeakyReLU(0.2),
+            layer(2 * width, 1, 3, 1),
+        )
+
+
 class Adversary:
     """A discriminator in training: the generator's loss, and the discriminator's own steps.
 
-    network: latents (N, C, H, W) -> scores (N, 1), high for those of real pictures.
+    network: latents (N, C, H, W) -> scores (N, 1) or (N, 1, h, w), high for those of real
+        pictures.
     optimizer: over the network's parameters.
     kind: "vanilla" (cross-entropy, the generator's being that of the wrong label, so that its
         gradient does not fade), "least_squares" (Mao et al., 2017), "hinge" (Lim and Ye, 2017) or

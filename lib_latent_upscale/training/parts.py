@@ -143,7 +143,8 @@ def _vae(settings: Settings, reader: ShardReader, process: Process) -> Vae | Non
 def _adversary(settings: Settings, reader: ShardReader, process: Process) -> Adversary | None:
     if not has_adversary(settings.recipe.terms):
         return None
-    network = discriminator.build(reader.space.channels).to(process.device)
+    name = settings.recipe.discriminator
+    network = discriminator.build(reader.space.channels, name).to(process.device)
     distributed.share_first(network)
     return Adversary(
         network,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ..spaces import RAW, LatentScale, LatentSpace
 from .criterion import Term
+from .discriminator import NAME as PUBLISHED_DISCRIMINATOR
 from .errors import TrainingError
 from .networks import NetworkSpec, tuples
 from .optimizers import Schedule
@@ -30,7 +31,8 @@ class Recipe:
     crop: side of the small latents, in latent pixels.
     ema: decay of the average of the weights that is kept beside them; 0 for none.
     clip: largest norm of the gradient; 0 for no limit.
-    discriminator_rate: its learning rate, where a loss is adversarial.
+    discriminator, discriminator_rate: the network and its learning rate, where a loss is
+        adversarial: one of timm's, or "patches", see `discriminator`.
     picture_side: side, in the large latent's pixels, of the square of each that losses on pictures
         look at; 0 for all of it.
     weighting: whether a pair is drawn as often as it has places for the crop ("area"), or all
@@ -58,6 +60,7 @@ class Recipe:
     space: str = "sd15"
     ema: float = 0.999
     clip: float = 0.0
+    discriminator: str = PUBLISHED_DISCRIMINATOR
     discriminator_rate: float = 1e-4
     picture_side: int = 0
     weighting: str = "area"

@@ -147,6 +147,36 @@ def test_resuming_is_exact(tmp_path: Path) -> None:
         assert torch.equal(one, other)
 
 
+def test_patches_are_judged_each_by_itself() -> None:
+    torch.manual_seed(0)
+    network = build(4, "patches").double().eval()
+    latent = torch.randn(1, 4, 40, 40, dtype=torch.float64)
+    scores = network(latent)
+    assert scores.shape == (1, 1, 20, 20)
+    changed = latent.clone()
+    changed[..., 20, 20] += 1
+    rows = (network(changed) != scores)[0, 0].any(dim=1).nonzero().flatten()
+    assert (int(rows.min()), int(rows.max())) == (6, 13)  # of 2 pixels each: 16 in all
+
+
+def test_patches_learn_and_go_on_exactly() -> None:
+    def patches(seed: int) -> Adversary:
+        torch.manual_seed(seed)
+        return adversary(network=build(4, "patches").double())
+
+    whole = patches(1)
+    losses = [whole.update(*latents(seed)).item() for seed in range(8)]
+    assert losses[-1] < 0.5 * losses[0]
+    first, second = patches(1), patches(2)
+    for seed in range(4):
+        first.update(*latents(seed))
+    second.load_state_dict(first.state_dict())
+    for seed in range(4, 8):
+        second.update(*latents(seed))
+    for one, other in zip(whole.network.parameters(), second.network.parameters()):
+        assert torch.equal(one, other)
+
+
 def test_as_a_term_of_a_criterion() -> None:
     fake, real = latents()
     one = adversary()
