@@ -80,6 +80,7 @@ def _bundled(space: LatentSpace, size: int, sha256: str) -> Entry:
         f"halfway-{space.id}.safetensors",
         size,
         sha256,
+        factor=None,
     )
 
 
@@ -91,6 +92,7 @@ def _own(
     file: str,
     size: int,
     sha256: str,
+    factor: float | None,
 ) -> Entry:
     return Entry(
         id=id,
@@ -98,7 +100,7 @@ def _own(
         architecture=architecture,
         space=space,
         input_scale=space.unet,
-        factor=2,
+        factor=factor,
         file=WeightFile(file, None, size, sha256),
         licence="AGPL-3.0-or-later",
         source="this extension",
@@ -188,7 +190,7 @@ def _ttl(space: LatentSpace, sha256: str, git_blob: str) -> Entry:
 
 
 _ENTRIES = (
-    _bundled(SD15, 2_156_864, "38c9c05b1a0e7334e47671ef65a53f879101353007e797beaeb1ef17aa59cbcd"),
+    _bundled(SD15, 2_824_784, "e0a031c209c504cace36b19c429ca2254738b2709d94289e81884cc4c65b5e03"),
     _own(
         "compact-sd15",
         "Latent (compact SD1.5)",
@@ -197,6 +199,7 @@ _ENTRIES = (
         "compact-sd15-x2.safetensors",
         1_786_008,
         "a55c335df840ccee7611f2651ecf9373ba5b54a176aa8510f04bcc382f61ec7c",
+        factor=2,
     ),
     _sudo(
         "swinfir-4x6-sd15",
@@ -234,7 +237,7 @@ _ENTRIES = (
         184_614_288,
         "7e0b933982d45cfe",
     ),
-    _bundled(SDXL, 2_156_864, "1f0a51dc01448a24e36ada3229e505177599d7e17f2a9e1f0f97dd03dec80197"),
+    _bundled(SDXL, 2_824_784, "f4522dba0762df61a519ecc3ce6cca1cdf990de4f9721bf10d1791014b0a0e97"),
     _sudo(
         "swinfir-4x6-mse-sdxl",
         "Latent (SwinFIR 4x6 MSE SDXL)",
@@ -305,8 +308,8 @@ _ENTRIES = (
         "0bca261c96e136cb9e2f330f40386e6cbcaaf464cd39e9f7752c9e7b32e825e8",
         "a611e85506237312706bd49c8e2d8791f43f7303",
     ),
-    _bundled(SD3, 2_184_536, "ade4f450a8a5045cb9dfccc0c319c2b318f9ece3518e16dbed0f864ff1d68d68"),
-    _bundled(FLUX, 2_184_544, "1109c0ecde3df53776d4452e900f4558ffed11ab806a756aaf1c61ca9c3ef78b"),
+    _bundled(SD3, 2_852_456, "dab4d3c043af27646e6df1eb1dc01eabb279f4b68b06bb1b175db8c0995c6cbf"),
+    _bundled(FLUX, 2_852_456, "782e1b7315de006866cdc216bc10c56f9db665aeab83793948793b92e7f3bb80"),
 )
 
 CATALOG: Mapping[str, Entry] = {entry.id: entry for entry in _ENTRIES}

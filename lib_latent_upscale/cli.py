@@ -9,9 +9,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from . import latent_files, model_commands
 from .catalog import CATALOG
 from .inference import LatentUpscaler, load
+from .spaces import LatentSpace
 from .weights import files
 from .weights.errors import MissingWeightsError, WeightsError
 
@@ -60,6 +64,12 @@ def _parser() -> argparse.ArgumentParser:
         help="the target, in latent pixels (1/8 of the picture's)",
     )
     upscale.add_argument("--device", default="cpu", help="cpu, cuda, mps, ... (cpu)")
+    upscale.add_argument(
+        "--picture",
+        type=Path,
+        metavar="FILE",
+        help="show the result, too, as a small decoder sees it: a picture to look at, not to keep",
+    )
     upscale.set_defaults(run=_upscale)
 
     demo = commands.add_parser("demo", help="upscale a real latent and show it beside bicubic")
@@ -77,6 +87,8 @@ def _size(text: str) -> tuple[int, int]:
 
 def _upscale(options: argparse.Namespace) -> None:
     latent_files.check_suffix(options.output)
+    if options.picture is not None:
+        _check_picture(options.picture)
     upscaler = load(_file_of(options.model), options.device, space=options.space)
     latent = latent_files.read(options.input, upscaler.space)
     size = options.size or _scaled(latent.shape[-2:], options.scale, upscaler)
@@ -88,6 +100,34 @@ def _upscale(options: argparse.Namespace) -> None:
         f"{options.output}: {tuple(latent.shape)} to {tuple(result.shape)} with {upscaler.name} "
         f"in {seconds:.2f} s"
     )
+    if options.picture is not None:
+        _show(result, upscaler.space, options.picture)
+
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def _check_picture(path: Path) -> None:
+    if path.suffix.lower() not in _PICTURES:
+        raise ValueError(f"--picture {path}: a name that ends in {', '.join(_PICTURES)} expected")
+    try:
+        import PIL.Image  # noqa: F401
+    except ImportError as error:
+        raise ValueError("--picture needs Pillow: pip install pillow") from error
+
+
+def _show(latent: Tensor, space: LatentSpace, path: Path) -> None:
+    """Writes the pictures that the space's preview decoder makes of latents, side by side."""
+    from PIL import Image
+
+    from .preview import load_preview_decoder
+
+    decoder = load_preview_decoder(space)
+    with torch.no_grad():
+        strip = torch.cat([decoder(one)[0] for one in latent.float().cpu().split(1)], dim=-1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((strip.permute(1, 2, 0) * 255).round().byte().numpy()).save(path)
+    print(path)
 
 
 def _file_of(id_or_path: str) -> Path:

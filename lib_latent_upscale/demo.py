@@ -37,7 +37,7 @@ def run(out: Path) -> dict[str, float]:
     """
     small = latent_files.read(ASSETS / "astronaut-256.safetensors", SD15)
     large = latent_files.read(ASSETS / "astronaut-512.safetensors", SD15)
-    decoder = load_preview_decoder()
+    decoder = load_preview_decoder(SD15)
     upscaler = load(_MODEL)
     height, width = large.shape[-2:]
     size = (height, width)

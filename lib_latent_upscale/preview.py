@@ -1,8 +1,8 @@
-"""A small decoder of our own for SD1.5 latents, for looking at results without a VAE.
+"""Small decoders of our own, one for each latent space, to look at results without a VAE.
 
-It is a plain convolutional network trained to give the picture that TAESD's decoder gives (see
-``training/preview_decoder.py``); most of its work is done at the latent's own size, so it takes a
-small part of TAESD's time. It serves the demo and quick comparisons, not final pictures.
+They are plain convolutional networks trained to give the picture that TAESD's decoders give (see
+``training/preview.py``); most of the work is done at the latent's own size, so they take a
+small part of TAESD's time. They serve the demo and quick comparisons, not final pictures.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle
 
-PREVIEW_WEIGHTS = Path(__file__).parent / "assets" / "preview-sd15.safetensors"
+from .spaces import LatentSpace
+
+_ASSETS = Path(__file__).parent / "assets"
 STAGES = ((64, 3), (32, 3), (24, 2))
 """(width, residual blocks) at 1, 2 and 4 times the latent's size."""
 
@@ -33,16 +35,16 @@ class ResidualBlock(nn.Module):
 
 
 class PreviewDecoder(nn.Module):
-    """SD1.5 latent (N, 4, h, w) in UNet scale -> picture (N, 3, 8h, 8w), RGB in 0..1.
+    """Latent (N, C, h, w) in UNet scale -> picture (N, 3, 8h, 8w), RGB in 0..1.
 
     Three stages of residual blocks, at 1, 2 and 4 times the latent's size, each followed by a
     convolution and a pixel shuffle that doubles the size; the last one gives the picture.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         widths = [width for width, _ in STAGES]
-        self.entry = nn.Conv2d(4, widths[0], 3, padding=1)
+        self.entry = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.stages = nn.ModuleList(
             nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
             for width, blocks in STAGES
@@ -54,7 +56,7 @@ class PreviewDecoder(nn.Module):
         )
 
     def forward(self, latent: Tensor) -> Tensor:
-        """(N, 4, h, w) in UNet scale -> (N, 3, 8h, 8w), clamped to 0..1."""
+        """(N, C, h, w) in UNet scale -> (N, 3, 8h, 8w), clamped to 0..1."""
         return self.unclamped(latent).clamp(0, 1)
 
     def unclamped(self, latent: Tensor) -> Tensor:
@@ -66,11 +68,17 @@ class PreviewDecoder(nn.Module):
         return x + 0.5  # the network starts from mid-grey
 
 
-def load_preview_decoder(path: str | Path = PREVIEW_WEIGHTS) -> PreviewDecoder:
-    """The trained decoder, float32 on the CPU, frozen and in eval mode.
+def preview_weights(space: LatentSpace) -> Path:
+    """The file of the trained decoder of a space."""
+    return _ASSETS / f"preview-{space.id}.safetensors"
 
-    The file holds float16 weights, which is exact enough: see ``training/preview_decoder.py``.
+
+def load_preview_decoder(space: LatentSpace) -> PreviewDecoder:
+    """The trained decoder of a space, float32 on the CPU, frozen and in eval mode.
+
+    The files hold float16 weights, which is exact enough: see ``training/preview.py``.
     """
-    decoder = PreviewDecoder()
-    decoder.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+    decoder = PreviewDecoder(space.channels)
+    weights = load_file(preview_weights(space))
+    decoder.load_state_dict({key: value.float() for key, value in weights.items()})
     return decoder.eval().requires_grad_(False)

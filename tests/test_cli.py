@@ -17,7 +17,8 @@ from lib_latent_upscale import latent_files
 from lib_latent_upscale.catalog import CATALOG
 from lib_latent_upscale.cli import main
 from lib_latent_upscale.latent_files import LatentFileError
-from lib_latent_upscale.spaces import SD3, SD15
+from lib_latent_upscale.preview import load_preview_decoder
+from lib_latent_upscale.spaces import SD3, SD15, SPACES, LatentSpace
 
 from . import published
 
@@ -110,6 +111,23 @@ def test_upscale(
     assert torch.equal(latent_files.read(out, SD15), expected)
 
 
+@pytest.mark.parametrize("space", SPACES.values(), ids=list(SPACES))
+def test_upscale_and_show(tmp_path: Path, space: LatentSpace) -> None:
+    image = pytest.importorskip("PIL.Image")
+    latents = torch.randn(2, space.channels, 8, 10, generator=torch.Generator().manual_seed(0))
+    source, out = tmp_path / "in.npy", tmp_path / "out.npy"
+    np.save(source, latents.numpy())
+    shown = tmp_path / "folder" / "shown.png"
+    said = ["--model", f"bundled-{space.id}", "--picture", str(shown)]
+    assert main(["upscale", str(source), str(out), *said]) == 0
+    with torch.no_grad():
+        expected = load_preview_decoder(space)(latent_files.read(out, space))
+    with image.open(shown) as picture:
+        assert picture.size == (2 * 160, 128)
+        found = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1) / 255
+    assert torch.allclose(found, torch.cat([*expected], dim=-1), atol=0.6 / 255)
+
+
 def test_upscale_with_a_file(tmp_path: Path, latent: Tensor) -> None:
     model = tmp_path / "latent-upscaler-v2.1_SDv1-x1.5.safetensors"
     save_file(published.state_dict("city96_x1.5"), model)
@@ -128,6 +146,7 @@ def test_upscale_with_a_file(tmp_path: Path, latent: Tensor) -> None:
         (["nothing.npy", "out.npy"], "no such file"),
         (["IN", "out.npy", "--scale", "0"], "--scale"),
         (["IN", "nowhere/out.npy"], "cannot be written"),
+        (["IN", "out.npy", "--picture", "shown.txt"], "ends in .png"),
     ],
 )
 def test_errors_are_one_line(

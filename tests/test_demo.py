@@ -9,7 +9,8 @@ import torch
 
 from lib_latent_upscale import demo
 from lib_latent_upscale.cli import main
-from lib_latent_upscale.preview import PREVIEW_WEIGHTS, load_preview_decoder
+from lib_latent_upscale.preview import load_preview_decoder, preview_weights
+from lib_latent_upscale.spaces import SPACES, LatentSpace
 
 
 def test_demo_shows_that_the_model_is_better(
@@ -33,10 +34,11 @@ def test_the_figures_are_those_of_the_panels(tmp_path: Path) -> None:
     assert figures["bundled-sd15"] > figures["bicubic"] + 2
 
 
-def test_preview_decoder() -> None:
-    assert PREVIEW_WEIGHTS.stat().st_size < 1_000_000
-    decoder = load_preview_decoder()
-    picture = decoder(torch.randn(2, 4, 9, 12))
+@pytest.mark.parametrize("space", SPACES.values(), ids=list(SPACES))
+def test_preview_decoders(space: LatentSpace) -> None:
+    assert preview_weights(space).stat().st_size < 1_000_000
+    decoder = load_preview_decoder(space)
+    picture = decoder(torch.randn(2, space.channels, 9, 12))
     assert picture.shape == (2, 3, 72, 96)
     assert 0 <= float(picture.min()) <= float(picture.max()) <= 1
     assert not decoder.training

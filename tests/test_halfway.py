@@ -34,24 +34,51 @@ def test_its_numbers_of_blocks_are_read_off_its_weights(network: Halfway) -> Non
         result = again(latent())
         assert result.shape == (2, 4, 16, 26)
         assert torch.equal(result, network(latent()))
+        assert torch.equal(again(latent(), (11, 20)), network(latent(), (11, 20)))
 
 
 def test_every_part_matters(network: Halfway) -> None:
     """No parameter is without effect on the result."""
-    network(latent()).square().sum().backward()
+    network(latent(), (12, 20)).square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
+
+
+@torch.no_grad()
+def test_any_size_up_to_twice(network: Halfway) -> None:
+    """Twice needs no resampling, and so has none: each side for itself."""
+    x = latent()
+    double = network(x)
+    assert torch.equal(network(x, (16, 26)), double)
+    features = network.unfolded(x)
+    assert torch.allclose(network.resampled(features, (16, 26)), features, atol=1e-6)
+    for size in ((8, 13), (9, 14), (12, 20), (16, 20), (12, 26)):
+        assert network(x, size).shape == (2, 4, *size)
+
+
+@torch.no_grad()
+def test_where_a_pixel_lies_between_two_features_counts(network: Halfway) -> None:
+    """With the same features everywhere, three pixels for four features differ among each other,
+    and every third is alike; without the phase's weights, all are."""
+    features = torch.rand(1, 12, 1, 1).expand(1, 12, 16, 16)
+    found = network.resampled(features, (12, 12))
+    assert torch.allclose(found[..., 3:9, :], found[..., 6:12, :], atol=1e-6)
+    assert torch.allclose(found[..., 3:9], found[..., 6:12], atol=1e-6)
+    for shift in (1, 2):
+        assert not torch.allclose(found[..., 3:9], found[..., 3 + shift : 9 + shift], atol=1e-3)
+    network.phase.weight.zero_()
+    assert torch.allclose(network.resampled(features, (12, 12)), features[..., :12, :12])
 
 
 @pytest.mark.parametrize("space", SPACES)
 def test_the_shipped_files_give_their_golden_outputs(space: str) -> None:
     check = load_file(published.GOLDEN / "halfway-check.safetensors")
     network = load(f"bundled-{space}").network
-    with torch.no_grad():
-        result = network(check[f"{space}.x"])
-    expected = check[f"{space}.y"]
-    assert float((result - expected).norm() / expected.norm()) < 1e-5
+    for expected, size in ((check[f"{space}.y"], None), (check[f"{space}.z"], (15, 18))):
+        with torch.no_grad():
+            result = network(check[f"{space}.x"], size)
+        assert float((result - expected).norm() / expected.norm()) < 1e-5
 
 
 @pytest.mark.parametrize("space", SPACES)

@@ -321,7 +321,7 @@ def test_the_right_scale_is_worth_decibels() -> None:
     wrong = LatentUpscaler(right.network, right.space, right.space.unet, "wrong scale")
     small = latent_files.read(ASSETS / "astronaut-256.safetensors", SD15)
     large = latent_files.read(ASSETS / "astronaut-512.safetensors", SD15)
-    decoder = load_preview_decoder()
+    decoder = load_preview_decoder(SD15)
     with torch.no_grad():
         expected = decoder(large)
         errors = [

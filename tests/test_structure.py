@@ -19,7 +19,7 @@ FLOORS = {
     "spaces": 0,
     "resample": 0,
     "tiling": 0,
-    "preview": 0,
+    "preview": 1,
     "catalog": 1,
     "memory": 1,
     "recording": 1,

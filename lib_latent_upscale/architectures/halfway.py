@@ -3,14 +3,17 @@
 The way through the picture decodes a latent, enlarges the picture and encodes it again, and spends
 nearly all of its time on large pictures. This network goes half of that way: it unfolds the latent
 to features of half a latent pixel, which is as fine as needed to tell what the picture shows, and
-which is the pixel of a latent twice as large; and folds them into that. Its blocks and its doubling
-are those of TAESD's halves (https://github.com/madebyollin/taesd).
+which is the pixel of a latent twice as large; and folds them into that. For a smaller target the
+features are resampled before they are folded. Its blocks and its doubling are those of TAESD's
+halves (https://github.com/madebyollin/taesd).
 """
 
 from __future__ import annotations
 
+from math import pi
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,16 +36,17 @@ class ResidualBlock(nn.Module):
 
 
 class Halfway(Network):
-    """Doubles a latent.
+    """Any target size; trained for factors from 1 to 2 (`max_scale`).
 
-    coarse, fine, folding: blocks at the small latent's size, at twice that before the features
-    are folded, and after.
+    coarse, fine, folding: blocks at the small latent's size, at twice that, and at the target's.
     """
 
     architecture = "halfway"
     block_types = (ResidualBlock,)
     signature = ("unfold.weight", "fold.weight")
-    scale = 2
+
+    max_scale = 2.0
+    scale = None
 
     def __init__(self, channels: int, dim: int, coarse: int, fine: int, folding: int) -> None:
         super().__init__()
@@ -51,6 +55,7 @@ class Halfway(Network):
         self.coarse = _blocks(dim, coarse)
         self.unfold = nn.Conv2d(dim, dim, 3, 1, 1)
         self.fine = _blocks(dim, fine)
+        self.phase = nn.Conv2d(2 * _PLACE_CHANNELS, 2 * dim, 1, bias=False)
         self.fold = nn.Conv2d(dim, dim, 3, 1, 1)
         self.folding = _blocks(dim, folding)
         self.conv_last = nn.Conv2d(dim, channels, 3, 1, 1)
@@ -66,13 +71,41 @@ class Halfway(Network):
         }
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        features = self.folding(self.fold(self.unfolded(x)))
-        return self.conv_last(features).contiguous()
+        features = self.unfolded(x)
+        if size is not None and tuple(size) != tuple(features.shape[-2:]):
+            features = self.resampled(features, size)
+        return self.conv_last(self.folding(self.fold(features))).contiguous()
 
     def unfolded(self, x: Tensor) -> Tensor:
         """A latent (N, C, H, W) as features (N, dim, 2 * H, 2 * W)."""
         features = self.coarse(F.relu(self.conv_first(channels_last(x))))
         return self.fine(self.unfold(F.interpolate(features, scale_factor=2, mode="nearest")))
+
+    def resampled(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        """Features (N, dim, H, W) as (N, dim, *size).
+
+        A feature tells of a patch of the picture, so where in the patches a target's pixel lies
+        decides what to make of them: each channel is scaled and shifted by its place.
+        """
+        between = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+        rows = _places(features.shape[-2], size[0]).expand(-1, size[1], -1)
+        columns = _places(features.shape[-1], size[1]).transpose(0, 1).expand(size[0], -1, -1)
+        places = torch.cat([rows, columns], dim=-1).permute(2, 0, 1)[None]
+        gain, shift = self.phase(places.to(features)).chunk(2, dim=1)
+        return torch.addcmul(between + shift, between, gain)
+
+
+_PLACE_CHANNELS = 3
+
+
+def _places(given: int, wanted: int) -> Tensor:
+    """(wanted, 1, 3): how far the resampling goes, and where between two of the given pixels
+    each wanted one's centre lies, as cosine and sine; all 0 where the pixels are the same."""
+    step = given / wanted
+    centers = (torch.arange(wanted, dtype=torch.float64) + 0.5) * step - 0.5
+    angles = 2 * pi * centers
+    channels = [torch.full_like(angles, step - 1), angles.cos() - 1, angles.sin()]
+    return torch.stack(channels, dim=-1)[:, None].float()
 
 
 def _blocks(dim: int, count: int) -> nn.Sequential:

@@ -90,5 +90,5 @@ MODELS = {
         },
     ),
     "compact": Model(Compact, {"channels": 4, "dim": 64, "depth": 10, "scale": 2}),
-    "halfway": Model(Halfway, {"channels": 4, "dim": 64, "coarse": 3, "fine": 3, "folding": 3}),
+    "halfway": Model(Halfway, {"channels": 4, "dim": 64, "coarse": 6, "fine": 3, "folding": 3}),
 }

@@ -18,6 +18,7 @@ COMMANDS = {
     "halfway": "make weights that halfway's training begins from",
     "classifier": "train the features of the contextual loss",
     "evaluate": "measure models on a folder of pictures",
+    "preview": "train a small decoder to look at latents with",
     "export": "make a file for models/ of a run",
 }
 

@@ -4,9 +4,10 @@
         --decoder taesd_decoder.safetensors --out start.safetensors
 
 The network's blocks are those in the middle of the way through the picture: the decoder's first two
-stages and the encoder's last. The convolution that joins them is fitted by least squares, so that
-the whole does about what decoding, bicubic enlargement and encoding do, which it never gets as good
-at: that is for the training. Then: train --recipe halfway --set network.weights=start.safetensors
+stages and the encoder's last, and where the least is to be computed some more, which do nothing at
+first. The convolution that joins them is fitted by least squares, so that the whole does about what
+decoding, bicubic enlargement and encoding do, which it never gets as good at: that is for the
+training. Then: train --recipe halfway --set network.weights=start.safetensors
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from tqdm import tqdm
 from ..architectures.halfway import Halfway, ResidualBlock
 from ..spaces import RAW
 from ..weights import writing
-from . import codecs, whole
+from . import codecs, initial, whole
 from .errors import TrainingError
 from .shards import ShardReader
 from .vae import TinyVae, open_vae
 
 _BLOCKS = 3
 """Of each of TAESD's stages."""
+_MORE = 3
+"""Blocks more at the small latent's size: as many as 30 GFLOP for a latent of 64x64 allow."""
 _COARSE, _FINE = 3, 8
 """The first block of the decoder's first stage, and of its second one."""
 _DOUBLING = 7
@@ -73,10 +76,15 @@ def joined(encoder: codecs.Encoder, decoder: codecs.Decoder, latents: Iterable[T
     """A network of a codec's halves; latents: small ones (1, C, h, w), in UNet scale."""
     first = decoder[1]
     assert isinstance(first, nn.Conv2d)
-    network = Halfway(decoder.channels, first.out_channels, _BLOCKS, _BLOCKS, _BLOCKS).eval()
+    network = Halfway(decoder.channels, first.out_channels, _BLOCKS + _MORE, _BLOCKS, _BLOCKS)
+    network.eval()
     _copy(first, network.conv_first)
     _copy(decoder[_DOUBLING], network.unfold)
     _copy(encoder[-1], network.conv_last)
+    for added in list(network.coarse)[_BLOCKS:]:
+        assert isinstance(added, ResidualBlock)
+        initial.zero(added.conv3)  # what comes in is not negative, and goes out as it is
+    initial.zero(network.phase)
     for index in range(_BLOCKS):
         _copy_block(decoder[_COARSE + index], network.coarse[index])
         _copy_block(decoder[_FINE + index], network.fine[index])

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..architectures import Network
 from ..architectures.compact import Compact
+from ..architectures.halfway import Halfway
 from ..architectures.layers.restoration import RestorationNetwork
 from ..architectures.layers.swin import WindowAttention
 from ..architectures.ttl import ResidualBlock, Ttl
@@ -25,7 +26,9 @@ def initialise(network: Network) -> None:
         _quiet_blocks(network)
     elif isinstance(network, Compact):
         # It begins as bilinear interpolation, which is the best that it knows then.
-        _zero(network.conv_last)
+        zero(network.conv_last)
+    elif isinstance(network, Halfway):
+        zero(network.phase)  # plain resampling
 
 
 def _transformer(network: RestorationNetwork) -> None:
@@ -48,10 +51,11 @@ def _quiet_blocks(network: Ttl) -> None:
         if isinstance(module, ResidualBlock):
             last = module.out_layers[3]
             assert isinstance(last, nn.Conv2d)
-            _zero(last)
+            zero(last)
 
 
-def _zero(layer: nn.Conv2d) -> None:
+def zero(layer: nn.Conv2d) -> None:
+    """Lets a layer give nothing at first."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -176,8 +176,8 @@ class Monitor:
     def _sample(self, step: int, network: nn.Module) -> None:
         assert self.validation is not None
         path = self.settings.folder / "samples" / f"step-{step:08d}.png"
-        sheet = None if path.exists() else self.validation.samples(network)
-        if sheet is not None:
+        if not path.exists():
+            sheet = self.validation.samples(network)
             sheets.save(sheet, path)
             if self._writer is not None:
                 import numpy as np

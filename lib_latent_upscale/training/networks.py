@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..architectures import NETWORKS, Network
 from ..architectures.network import is_derived
@@ -27,15 +27,12 @@ class NetworkSpec:
     architecture: one of `OWN`, or the name of one of spandrel's (HAT, OmniSR, DITN, GRL, ...).
     parameters: of its constructor; those not given are the published ones.
     weights: a file to begin from (fine-tuning) in place of random weights.
-    body: a file of which those weights are taken that fit, all but the last layer's: of a network
-        of another latent space, or of fewer blocks.
     dropout, fourier_ends, mbconv: see `variants`.
     """
 
     architecture: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     weights: str = ""
-    body: str = ""
     dropout: float = 0.0
     fourier_ends: bool = False
     mbconv: bool = False
@@ -47,8 +44,8 @@ class NetworkSpec:
 
     @property
     def untrained(self) -> NetworkSpec:
-        """The same network without the files that it begins from."""
-        return replace(self, weights="", body="")
+        """The same network without the file that it begins from."""
+        return replace(self, weights="")
 
     @property
     def is_own(self) -> bool:
@@ -77,8 +74,6 @@ def build(spec: NetworkSpec, channels: int, factor: float = 2) -> nn.Module:
         variants.use_mbconv(network)
     if spec.dropout:
         variants.use_dropout(network, spec.dropout)
-    if spec.body:
-        _load_body(network, Path(spec.body))
     if spec.weights:
         _load(network, Path(spec.weights))
     return network.train()
@@ -117,15 +112,21 @@ def _own(spec: NetworkSpec, channels: int, factor: float) -> Network:
 def _whole(factor: float) -> int:
     if factor != int(factor):
         raise TrainingError(
-            f"the data's factor is {factor:g}; of the networks here city96 takes a broken one, and "
-            "ttl any"
+            f"the data's factor is {factor:g}; of the networks here city96 takes a broken one, "
+            "ttl and halfway any"
         )
     return int(factor)
 
 
 def _load(network: nn.Module, path: Path) -> None:
     """Weights to begin from, of exactly this network."""
-    given, target, wanted = _weights(network, path)
+    try:
+        tensors = reading.read(path).tensors
+    except WeightsError as error:
+        raise TrainingError(str(error)) from error
+    given = {key: value for key, value in tensors.items() if not is_derived(key)}
+    target = network.network if isinstance(network, foreign.Foreign) else network
+    wanted = {key: value for key, value in target.state_dict().items() if not is_derived(key)}
     for key in sorted(wanted.keys() | given.keys()):
         shapes = [tuple(d[key].shape) if key in d else "nothing" for d in (given, wanted)]
         if shapes[0] != shapes[1]:
@@ -134,37 +135,6 @@ def _load(network: nn.Module, path: Path) -> None:
                 "the network"
             )
     target.load_state_dict({key: value.float() for key, value in given.items()}, strict=False)
-
-
-def _load_body(network: nn.Module, path: Path) -> None:
-    """Those weights of a file that fit the network, but not its last layer's.
-
-    The last layer begins as it does without a file, so that nothing that another space's network
-    would say is in the first result.
-    """
-    given, target, wanted = _weights(network, path)
-    last = list(wanted)[-1].rpartition(".")[0]
-    fitting = {
-        key: value.float()
-        for key, value in given.items()
-        if key in wanted and value.shape == wanted[key].shape and key.rpartition(".")[0] != last
-    }
-    if not fitting:
-        raise TrainingError(f"no weight of {path} fits the network")
-    target.load_state_dict(fitting, strict=False)
-
-
-def _weights(
-    network: nn.Module, path: Path
-) -> tuple[dict[str, Tensor], nn.Module, dict[str, Tensor]]:
-    """A file's weights, the module that they are for, and that module's own."""
-    try:
-        tensors = reading.read(path).tensors
-    except WeightsError as error:
-        raise TrainingError(str(error)) from error
-    given = {key: value for key, value in tensors.items() if not is_derived(key)}
-    target = network.network if isinstance(network, foreign.Foreign) else network
-    return given, target, {k: v for k, v in target.state_dict().items() if not is_derived(k)}
 
 
 # The published parameters, given those that were told: what follows from a width follows from the
@@ -218,7 +188,7 @@ def _compact(told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _halfway(told: Mapping[str, Any]) -> dict[str, Any]:
-    return {"dim": 64, "coarse": 3, "fine": 3, "folding": 3}
+    return {"dim": 64, "coarse": 6, "fine": 3, "folding": 3}
 
 
 _PUBLISHED: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
@@ -91,8 +90,8 @@ class Validation:
 
     pairs: how many at most, spread evenly over the reader's.
     scale: of the latents that the network takes.
-    vae: decodes for the PSNR; without one there is none, and samples only of SD1.5, by the small
-        decoder of the demo.
+    vae: decodes for the PSNR; without one there is none, and samples are by the small decoder of
+        the space.
     """
 
     def __init__(
@@ -107,9 +106,7 @@ class Validation:
     ) -> None:
         self.scale, self.vae, self.device, self.space = scale, vae, device, reader.space
         self.cases = _cases(reader, pairs, factor)
-        self._preview: Any = None
-        if vae is None and reader.space.id == "sd15":
-            self._preview = load_preview_decoder()
+        self._preview = load_preview_decoder(reader.space) if vae is None else None
 
     @property
     def criterion(self) -> tuple[str, bool]:
@@ -130,10 +127,8 @@ class Validation:
         return self._mean([self._figures(case, _bicubic(case)) for case in self.cases])
 
     @torch.no_grad()
-    def samples(self, network: nn.Module) -> Image.Image | None:
-        """A sheet of decoded pictures, or None where there is no decoder."""
-        if self.vae is None and self._preview is None:
-            return None
+    def samples(self, network: nn.Module) -> Image.Image:
+        """A sheet of decoded pictures."""
         columns = ("small latent", "bicubic on the latent", "network", "large latent")
         rows = []
         for case in self.cases[:: max(1, len(self.cases) // _SAMPLES)][:_SAMPLES]:
@@ -167,8 +162,9 @@ class Validation:
         """(1, 3, H, W) in 0..1, on the CPU."""
         if self.vae is not None:
             return to_images(self.vae.decode(raw.to(self.device))).cpu()
+        assert self._preview is not None
         picture: Tensor = self._preview(RAW.to(self.space.unet, raw))
-        return picture.float().clamp(0, 1)
+        return picture.float()
 
     @staticmethod
     def _mean(figures: Sequence[dict[str, float]]) -> dict[str, float]:

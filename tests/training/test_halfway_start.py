@@ -41,6 +41,10 @@ def test_its_halves_are_the_codec_s(codec: tuple[Encoder, Decoder]) -> None:
         assert torch.allclose(network.unfolded(x), middle, rtol=1e-3, atol=1e-5)
         end = nn.Sequential(*list(encoder)[-4:])(middle)
         assert torch.allclose(network.conv_last(network.folding(middle)), end, atol=1e-6)
+        features = network.unfolded(x)
+        plain = F.interpolate(features, size=(18, 20), mode="bilinear")
+        assert torch.equal(network.resampled(features, (18, 20)), plain)
+    assert len(network.coarse) > 3  # those above changed nothing
 
 
 def test_no_other_joint_is_nearer(codec: tuple[Encoder, Decoder]) -> None:

@@ -57,7 +57,7 @@ def test_after_a_minute_it_is_better_than_bicubic(
     assert (entry.label, entry.space, entry.factor) == ("Latent (My own)", SD15, 2)
     assert entry.architecture == "compact"
 
-    upscaler, decoder = lib_latent_upscale.load(path), load_preview_decoder()
+    upscaler, decoder = lib_latent_upscale.load(path), load_preview_decoder(SD15)
     reader, gains = ShardReader(UNSEEN), []
     for index in range(len(reader)):
         small, large = (RAW.to(SD15.unet, one[None]) for one in reader.pair(index))

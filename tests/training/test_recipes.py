@@ -108,9 +108,7 @@ def test_runs_small(name: str, files: Callable[[str], Path], tmp_path: Path) -> 
     arguments += ["--steps", 2, "--batch", 4 if not decodes else 2, "--log-every", 1]
     arguments += ["--crop", 12 if decodes else 16 if name in ("omnisr", "dat-ssim") else 8]
     arguments += ["--validation-pairs", 1, "--threads", 1, "--device", "cpu"]
-    # One that begins from a file's inner layers has that file's size, which is small enough.
-    sizes = {} if recipe.network.body else NETWORKS[recipe.network.architecture]
-    for key, value in sizes.items():
+    for key, value in NETWORKS[recipe.network.architecture].items():
         if key in ("depths", "groups") and recipe.network.architecture in ("dat", "craft"):
             value = (1,) * min(2, len(recipe.network.parameters["depths"]))
         arguments += ["--set", f"network.{key}={value}"]
