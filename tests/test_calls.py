@@ -39,7 +39,7 @@ def test_progress_rises_through_the_whole_network(model: str) -> None:
 @pytest.mark.parametrize("tile", [None, 24])
 def test_progress_counts_passes_by_their_pixels(tile: int | None) -> None:
     parts: list[float] = []
-    load("bundled-sd15")(latent(), (64, 64), tile=tile, progress=parts.append)
+    load("compact-sd15")(latent(), (64, 64), tile=tile, progress=parts.append)
     first_of_second_pass = 16 * 16 / (16 * 16 + 32 * 32)
     assert parts == sorted(parts) and parts[-1] <= 1
     assert sum(part < first_of_second_pass for part in parts) == len(parts) // (

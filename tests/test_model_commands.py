@@ -110,7 +110,8 @@ def test_list_shows_what_there_is_to_have(run: Run) -> None:
     assert done.row("ttl-sdxl") == [
         "ttl-sdxl", "Latent (NNLatentUpscale SDXL)", "SDXL", "1 to 2", "25", "GPL-3.0", "no",
     ]  # fmt: skip
-    assert done.row("bundled-sd15")[3:6] == ["2", "2", "AGPL-3.0-or-later"]
+    assert done.row("bundled-sd15")[3:6] == ["1 to 2", "3", "AGPL-3.0-or-later"]
+    assert done.row("compact-sd15")[3:6] == ["2", "2", "AGPL-3.0-or-later"]
 
 
 def test_list_shows_what_is_here(run: Run, folder: Path) -> None:

@@ -158,7 +158,6 @@ def test_models_are_listed_with_their_state(api: TestClient, models: Path) -> No
         "label": BUNDLED.label,
         "architecture": "halfway",
         "space": "sd15",
-        "factor": 2,
         "size": BUNDLED.file.size,
         "licence": "AGPL-3.0-or-later",
         "source": "this extension",

@@ -394,8 +394,8 @@ def test_the_line_tells_what_it_came_to(a1111: Double, monkeypatch: pytest.Monke
     network = type(lib_latent_upscale.load("bundled-sd15").network)
     forward = network.forward
 
-    def overflow(self: Any, x: Tensor) -> Tensor:
-        return forward(self, x) / (0 if x.dtype == torch.float16 else 1)
+    def overflow(self: Any, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return forward(self, x, size) / (0 if x.dtype == torch.float16 else 1)
 
     settings = {"latent_upscale_precision": "float16"}
     with monkeypatch.context() as patch:
