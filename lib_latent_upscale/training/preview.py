@@ -16,14 +16,10 @@ TAESD: Ollin Boer Bohan, MIT, https://github.com/madebyollin/taesd.
 from __future__ import annotations
 
 import argparse
-import copy
-import math
 import time
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -31,8 +27,10 @@ from tqdm import tqdm
 from ..preview import PreviewDecoder
 from ..spaces import RAW
 from ..weights import writing
-from . import devices, metrics, whole
+from . import devices, metrics, trained, whole
+from .ema import Ema
 from .errors import TrainingError
+from .optimizers import RateSchedule, set_rate
 from .shards import ShardReader
 from .vae import Vae, open_vae, to_images
 
@@ -96,11 +94,7 @@ def begin(channels: int, file: Path | None) -> PreviewDecoder:
     """A network with random weights, but those of the file that fit."""
     model = PreviewDecoder(channels)
     if file is not None:
-        try:
-            given = load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise TrainingError(f"{file} is no preview decoder: {error}") from error
-        own = model.state_dict()
+        given, own = trained.read(file).tensors, model.state_dict()
         fitting = {k: v.float() for k, v in given.items() if k in own and own[k].shape == v.shape}
         model.load_state_dict(fitting, strict=False)
     return model
@@ -141,14 +135,6 @@ def _square(small: Tensor, large: Tensor) -> Tensor:
     return large[:, top : top + SIDE, left : left + SIDE]
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up for 200 steps, then a cosine down to a hundredth of the peak."""
-    if step < 200:
-        return peak * (step + 1) / 200
-    progress = (step - 200) / max(1, steps - 200)
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
 def train(
     model: PreviewDecoder, latents: Tensor, pictures: Tensor, options: argparse.Namespace
 ) -> PreviewDecoder:
@@ -159,9 +145,10 @@ def train(
     held_pictures = pictures[:HELD_OUT].to(device) / 255
 
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
-    average = copy.deepcopy(model).requires_grad_(False)
-    rate = options.learning_rate
-    optimizer = torch.optim.AdamW(model.parameters(), rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    average = Ema(model, 0.998)
+    peak = options.learning_rate
+    schedule = RateSchedule("cosine", options.steps, warm_up=200, floor=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), peak, betas=(0.9, 0.99), weight_decay=1e-4)
     order: list[int] = []
     started = time.monotonic()
     for step in range(options.steps):
@@ -170,8 +157,7 @@ def train(
         chosen, order = order[: options.batch], order[options.batch :]
         latent = latents[chosen].float().to(device, memory_format=torch.channels_last)
         picture = pictures[chosen].to(device) / 255
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, options.steps, rate)
+        set_rate(optimizer, peak * schedule.factor(step))
         with autocast:
             output = model.unclamped(latent)
         error = output.float() - picture
@@ -181,14 +167,10 @@ def train(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-
-        keep = min(0.998, (step + 1) / (step + 10))  # shorter memory while all changes fast
-        with torch.no_grad():
-            for mean, value in zip(average.parameters(), model.parameters()):
-                mean.lerp_(value, 1 - keep)
+        average.update(model, step)
         if (step + 1) % 250 == 0 or step + 1 == options.steps:
             with torch.inference_mode():
-                found = average(held_latents)
+                found = average.network(held_latents)
             quality = sum(
                 metrics.psnr(one[None], other[None]) for one, other in zip(found, held_pictures)
             )
@@ -197,4 +179,5 @@ def train(
                 f"{quality / len(found):.2f} dB, {time.monotonic() - started:.0f} s",
                 flush=True,
             )
-    return average.half().float().cpu().eval()
+    model.load_state_dict(average.network.state_dict())
+    return model.half().float().cpu().eval()
