@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from .architectures.layers.kernels import plain_weights
+
 _Look = tuple[tuple[int, ...], tuple[int, ...], torch.dtype, torch.device]
 
 
@@ -66,7 +68,7 @@ def record(
     """
     inputs = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
     recorder = _Recorder(inputs)
-    with recorder:
+    with recorder, plain_weights():
         result = function(*args, **kwargs)
     recorder.graph.output((recorder.nodes[result],))
     names = {id(value): name for name, value in module.named_parameters()}

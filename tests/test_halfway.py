@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lib_latent_upscale.architectures import from_state_dict, identify
 from lib_latent_upscale.architectures.halfway import Halfway
+from lib_latent_upscale.architectures.layers.tokens import to_picture
 from lib_latent_upscale.inference import load
 from lib_latent_upscale.spaces import SPACES
 
@@ -51,7 +52,7 @@ def test_any_size_up_to_twice(network: Halfway) -> None:
     x = latent()
     double = network(x)
     assert torch.equal(network(x, (16, 26)), double)
-    features = network.unfolded(x)
+    features = to_picture(network.unfolded(x))
     assert torch.allclose(network.resampled(features, (16, 26)), features, atol=1e-6)
     for size in ((8, 13), (9, 14), (12, 20), (16, 20), (12, 26)):
         assert network(x, size).shape == (2, 4, *size)

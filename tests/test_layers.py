@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lib_latent_upscale.architectures import from_state_dict
-from lib_latent_upscale.architectures.layers import kernels, swin
+from lib_latent_upscale.architectures.layers import constants, kernels, swin
 from lib_latent_upscale.architectures.layers.attention import (
-    channel_attention,
+    channel_mix,
     channel_weights,
     masked_bias,
     projected_channel_attention,
@@ -20,7 +22,7 @@ from lib_latent_upscale.architectures.layers.attention import (
 )
 from lib_latent_upscale.architectures.layers.chunks import by_rows, chunk_limit, pieces_of
 from lib_latent_upscale.architectures.layers.linear import Linear, linear
-from lib_latent_upscale.architectures.layers.tokens import DepthwiseConv2d, convolve
+from lib_latent_upscale.architectures.layers.tokens import Conv2d, DepthwiseConv2d, convolve
 from lib_latent_upscale.architectures.layers.windows import Grid, windows_of
 
 from . import published
@@ -53,7 +55,8 @@ def test_linear(dtype: torch.dtype, error: float, bias: bool) -> None:
     exact = F.linear(x.double(), weight.double(), None if b is None else b.double())
     with torch.no_grad():
         assert relative_error(linear(x, weight, b), exact) < error
-        assert relative_error(linear(x, weight, b, gelu=True), F.gelu(exact)) < error
+        assert relative_error(linear(x, weight, b, activation="gelu"), F.gelu(exact)) < error
+        assert relative_error(linear(x, weight, b, activation="relu"), F.relu(exact)) < error
         assert relative_error(linear(x, weight, b, residual=residual), exact + residual) < error
 
 
@@ -76,17 +79,21 @@ def test_convolve(dtype: torch.dtype, error: float, groups: int, bias: bool) -> 
     with torch.no_grad():
         results = {
             "plain": (convolve(x, weight, b), exact),
-            "gelu": (convolve(x, weight, b, gelu=True), F.gelu(exact)),
+            "gelu": (convolve(x, weight, b, activation="gelu"), F.gelu(exact)),
+            "silu": (convolve(x, weight, b, activation="silu"), F.silu(exact)),
             "residual": (convolve(x, weight, b, residual=other), exact + other),
             "gate": (convolve(x, weight, b, gate=other), exact * other),
         }
+        if groups == 1:
+            both = convolve(x, weight, b, "relu", residual=other)
+            results["both"] = (both, F.relu(exact + other))
         wide = convolve(x, weight, b, residual=other.float())  # a skip in float32 stays one
     for name, (result, expected) in results.items():
         assert relative_error(result, expected) < error, name
         assert result.dtype == dtype and result.is_contiguous(), name
     assert wide.dtype == torch.float32
-    with pytest.raises(AssertionError, match="one tail"):
-        convolve(x, weight, b, gelu=True, residual=other)
+    with pytest.raises(AssertionError, match="one of them"):
+        convolve(x, weight, b, residual=other, gate=other)
 
 
 def test_convolve_records_gradients() -> None:
@@ -97,12 +104,46 @@ def test_convolve_records_gradients() -> None:
     assert float(gate.grad.abs().sum()) > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_packed_weights_are_the_same_weights(dtype: torch.dtype) -> None:
+    """In whole, in shares, of any number of tokens, and after the layer's have changed."""
+    torch.manual_seed(0)
+    for layer in (Linear(18, 36), Conv2d(18, 36, 1), Conv2d(18, 36), DepthwiseConv2d(18)):
+        layer.to(dtype)
+        for size in ((1, 3), (40, 50)):
+            x = torch.randn(2, *size, 18).to(dtype)
+            for change in (1.0, 2.0):
+                layer.weight.mul_(change)
+                with kernels.plain_weights():
+                    plain = layer(x)
+                assert relative_error(layer(x), plain) < (1e-6 if dtype == torch.float32 else 1e-2)
+    shares = Linear(18, 36).to(dtype).parts(x, 2)
+    assert not torch.equal(*shares)
+
+
+def test_packed_weights_are_packed_once() -> None:
+    layer, x = Linear(6, 12), torch.randn(1, 4, 5, 6)
+    counts = []
+    with torch.no_grad():
+        for _ in range(2):
+            before = constants.computed()
+            layer.parts(x, 3)
+            layer(x)
+            counts.append(constants.computed() - before)
+        with kernels.plain_weights():
+            Linear(6, 12)(x)
+    assert counts == [4, 0]
+    assert constants.computed() == before
+    copy.deepcopy(layer)(x)  # without what cannot be copied
+
+
 def test_parts_are_the_whole() -> None:
     layer, x = Linear(6, 12), torch.randn(1, 4, 5, 6)
     with torch.no_grad():
-        parts = layer.parts(x, 3, gelu=True)
+        parts = layer.parts(x, 3, activation="gelu")
         assert all(part.is_contiguous() for part in parts)
-        torch.testing.assert_close(torch.cat(parts, dim=-1), layer(x, gelu=True))
+        torch.testing.assert_close(torch.cat(parts, dim=-1), layer(x, activation="gelu"))
 
 
 def test_linear_records_gradients() -> None:
@@ -115,16 +156,19 @@ def test_linear_records_gradients() -> None:
     assert layer.bias.grad is not None and layer.bias.grad.tolist() == [6.0] * 4
 
 
-@pytest.mark.parametrize("grids", [GRIDS[:1], GRIDS[1:2], GRIDS[:2], GRIDS[2:]], ids=str)
+@pytest.mark.parametrize(
+    "grids", [GRIDS[:1], GRIDS[1:2], GRIDS[:2], GRIDS[2:], [GRIDS[0], GRIDS[3]]], ids=str
+)
 def test_cutting_and_joining(grids: list[Grid]) -> None:
     x = torch.randn(2, 16, 24, 6)
     windows = windows_of(x, *grids)
     for limit in (1, 5000, 1 << 30):
         with chunk_limit(limit):
-            cut = [piece.cut(x) for _, piece in windows.pieces(x)]
-        assert sum(map(len, cut)) == len(grids) * 2 * 16 * 24
+            cut = [piece.cut(x) for piece in windows.pieces(x)]
+        assert sum(one.numel() for one in cut) == x.numel()
         assert torch.equal(windows.join(cut, like=x), x)
-    assert len(cut) == len(grids)  # what fits is one piece
+    masks = any(grid.has_masks for grid in grids)
+    assert len(cut) == (len(grids) if masks else 1)  # what fits is one piece
     assert windows_of(x + 1, *grids) is windows  # worked out once
 
 
@@ -149,7 +193,7 @@ def test_window_attention(
 
     windows, attended = windows_of(v, grid), []
     with chunk_limit(20_000):  # in several pieces
-        for _, piece in windows.pieces(v):
+        for piece in windows.pieces(v):
             cut = [piece.cut(x) for x in (q, k, v)]
             attended += window_attention(*cut, piece.groups, masked_bias(bias, grid).to(dtype))
     result = windows.join(attended, like=v)
@@ -203,7 +247,7 @@ def test_projected_channel_attention(batch: int, skips: bool) -> None:
     q, k, v = torch.randn(3, batch, 6, 5, 12)
     temperature, projection = torch.rand(3, 1, 1), torch.randn(8, 12)
     skip = torch.randn(batch, 6, 5, 8) if skips else None
-    expected = channel_attention(q, k, v, temperature) @ projection.T
+    expected = channel_mix(channel_weights(q, k, temperature), v) @ projection.T
     if skip is not None:
         expected = expected + skip
     result = projected_channel_attention(q, k, v, temperature, projection, skip)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers.tokens import channels_last
+from .layers.tokens import Conv2d, channels_last, to_picture, to_tokens
 from .network import Network, Shapes
 
 _FIRST_BODY = 4  # index 0 is the first convolution, 1 to 3 are ReLU, upsampling, ReLU
@@ -24,11 +24,11 @@ class City96(Network):
         super().__init__()
         self.channels = channels
         self.scale = scale
-        self.sequential = nn.ModuleDict({"0": nn.Conv2d(channels, dim, 3, 1, 1)})
+        self.sequential = nn.ModuleDict({"0": Conv2d(channels, dim)})
         for index in range(depth):
-            self.sequential[str(_FIRST_BODY + 2 * index)] = nn.Conv2d(dim, dim, 3, 1, 1)
+            self.sequential[str(_FIRST_BODY + 2 * index)] = Conv2d(dim, dim)
         self._last = str(_FIRST_BODY + 2 * depth)
-        self.sequential[self._last] = nn.Conv2d(dim, channels, 3, 1, 1)
+        self.sequential[self._last] = Conv2d(dim, channels)
 
     @classmethod
     def hyperparameters(cls, shapes: Shapes) -> dict[str, Any]:
@@ -41,9 +41,9 @@ class City96(Network):
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         # A ReLU on either side of the upsampling is one ReLU before it. The factor, not the
         # size, decides which pixel is nearest.
-        x = F.relu(self.sequential["0"](channels_last(x)))
-        x = F.interpolate(x, scale_factor=self.scale, mode="nearest")
+        x = self.sequential["0"](to_tokens(channels_last(x)), activation="relu")
+        x = to_tokens(F.interpolate(to_picture(x), scale_factor=self.scale, mode="nearest"))
         for key, conv in self.sequential.items():
             if key not in ("0", self._last):
-                x = F.relu(conv(x))
-        return self.sequential[self._last](x).contiguous()
+                x = conv(x, activation="relu")
+        return to_picture(self.sequential[self._last](x)).contiguous()

@@ -7,20 +7,20 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers.tokens import channels_last
+from .layers.tokens import Conv2d, channels_last, to_picture, to_tokens
 from .network import Network, Shapes, upscale_factor
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with a SiLU between them and a skip."""
+    """Two 3x3 convolutions with a SiLU between them and a skip; tokens (N, H, W, dim)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(dim, dim, 3, 1, 1)
-        self.conv2 = nn.Conv2d(dim, dim, 3, 1, 1)
+        self.conv1 = Conv2d(dim, dim)
+        self.conv2 = Conv2d(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.silu(self.conv1(x)))
+        return self.conv2(self.conv1(x, activation="silu"), residual=x)
 
 
 class Compact(Network):
@@ -34,10 +34,10 @@ class Compact(Network):
         super().__init__()
         self.channels = channels
         self.scale = scale
-        self.conv_first = nn.Conv2d(channels, dim, 3, 1, 1)
+        self.conv_first = Conv2d(channels, dim)
         self.blocks = nn.Sequential(*(ResidualBlock(dim) for _ in range(depth)))
-        self.conv_upsample = nn.Conv2d(dim, scale**2 * dim, 3, 1, 1)
-        self.conv_last = nn.Conv2d(dim, channels, 3, 1, 1)
+        self.conv_upsample = Conv2d(dim, scale**2 * dim)
+        self.conv_last = Conv2d(dim, channels)
 
     @classmethod
     def hyperparameters(cls, shapes: Shapes) -> dict[str, Any]:
@@ -51,8 +51,8 @@ class Compact(Network):
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         assert isinstance(self.scale, int)
-        first = self.conv_first(channels_last(x))
-        features = self.blocks(first) + first
-        features = F.silu(F.pixel_shuffle(self.conv_upsample(features), self.scale))
+        first = self.conv_first(to_tokens(channels_last(x)))
+        features = self.conv_upsample(self.blocks(first) + first, activation="silu")
+        features = F.pixel_shuffle(to_picture(features), self.scale)
         base = F.interpolate(x, scale_factor=self.scale, mode="bilinear", align_corners=False)
-        return base + self.conv_last(features).contiguous()
+        return base + to_picture(self.conv_last(to_tokens(features))).contiguous()

@@ -69,7 +69,7 @@ class HighFrequencyBlock(nn.Module):
         x = x.to(self.fc.weight.dtype)
         local, high = (half.contiguous() for half in x.chunk(2, dim=-1))
         high = to_tokens(F.max_pool2d(to_picture(high), 3, 1, 1))
-        halves = (self.conv(local, gelu=True), self.fc(high, gelu=True))
+        halves = (self.conv(local, activation="gelu"), self.fc(high, activation="gelu"))
         return self.last_fc(torch.cat(halves, dim=-1), residual=x)
 
 
@@ -110,8 +110,10 @@ class GatedFeedForward(nn.Module):
         (to_gate, to_kept), (at_gate, at_kept) = (
             conv.weight.chunk(2) for conv in (self.project_in, self.dwconv)
         )
-        gate = convolve(convolve(x, to_gate, None), at_gate, None, gelu=True)
-        kept = convolve(convolve(x, to_kept, None), at_kept, None, gate=gate)
+        inner, at = self.project_in.packed, self.dwconv.packed
+        gate = convolve(convolve(x, to_gate, None, packed=inner), at_gate, None, "gelu", packed=at)
+        kept = convolve(x, to_kept, None, packed=inner)
+        kept = convolve(kept, at_kept, None, gate=gate, packed=at)
         return self.project_out(kept, residual=skip)
 
 

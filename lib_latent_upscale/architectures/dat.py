@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers.attention import channel_attention
+from .layers.attention import channel_mix, channel_weights
 from .layers.chunks import by_rows
 from .layers.constants import ConstantCache, fold_batch_norm
 from .layers.linear import Linear
@@ -53,12 +53,9 @@ class AdaptiveInteraction(nn.Module):
         """The depthwise branch on the values, (N, H, W, C)."""
         return self._conv_norm_gelu(self.dwconv, 0, x)
 
-    def channel_gate(self, x: Tensor) -> Tensor:
-        """(N, H, W, C) to (N, 1, 1, C), in 0..1."""
-        # A mean of half precision converts all of it to float32 first, on a CPU; a sum does not.
-        columns = x.sum(dim=1, keepdim=True) / x.shape[1]
-        pooled = columns.mean(dim=2, keepdim=True)
-        squeezed = self._conv_norm_gelu(self.channel_interaction, 1, pooled)
+    def channel_gate(self, mean: Tensor) -> Tensor:
+        """From a branch's mean over the picture, (N, 1, 1, C); to the same shape, in 0..1."""
+        squeezed = self._conv_norm_gelu(self.channel_interaction, 1, mean)
         return torch.sigmoid(self.channel_interaction[4](squeezed))
 
     def spatial_gate(self, x: Tensor) -> Tensor:
@@ -66,27 +63,22 @@ class AdaptiveInteraction(nn.Module):
         squeezed = self._conv_norm_gelu(self.spatial_interaction, 0, x)
         return torch.sigmoid(self.spatial_interaction[3](squeezed))
 
-    def blend(
-        self,
-        attended: Tensor,
-        attended_gate: Tensor,
-        convolved: Tensor,
-        convolved_gate: Tensor,
-        skip: Tensor,
-    ) -> Tensor:
-        """The two branches times their gates, projected, plus the skip."""
-        gated = torch.addcmul(convolved * convolved_gate, attended, attended_gate)
-        return self.proj(gated, residual=skip)
-
     def _conv_norm_gelu(self, layers: nn.Sequential, index: int, x: Tensor) -> Tensor:
         """The convolution `layers[index]` with the batch norm behind it, one in eval, and GELU."""
         conv, norm = layers[index], layers[index + 1]
-        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        assert isinstance(conv, (Conv2d, DepthwiseConv2d)) and isinstance(norm, nn.BatchNorm2d)
         if norm.training:
             return F.gelu(to_tokens(norm(to_picture(conv(x)))))
         weights = (*conv.parameters(), *norm.parameters(), *norm.buffers())
         weight, bias = self._constants.get(id(layers), weights, lambda: fold_batch_norm(conv, norm))
-        return convolve(x, weight, bias, gelu=True)
+        return convolve(x, weight, bias, "gelu", packed=conv.packed)
+
+
+def _mean(x: Tensor) -> Tensor:
+    """(N, H, W, C) to (N, 1, 1, C)."""
+    # A mean of half precision converts all of it to float32 first, on a CPU; a sum does not.
+    columns = x.sum(dim=1, keepdim=True) / x.shape[1]
+    return columns.mean(dim=2, keepdim=True)
 
 
 class SpatialAttention(AdaptiveInteraction):
@@ -105,9 +97,9 @@ class SpatialAttention(AdaptiveInteraction):
         if any(pad):
             q, k, v = (F.pad(part, pad) for part in (q, k, v))
         attended = self.attns(q, k, v)[:, :height, :width]
-        return self.blend(
-            attended, self.channel_gate(convolved), convolved, self.spatial_gate(attended), skip
-        )
+        blend = convolved * self.spatial_gate(attended)
+        blend.addcmul_(attended, self.channel_gate(_mean(convolved)))
+        return self.proj(blend, residual=skip)
 
 
 class ChannelAttention(AdaptiveInteraction):
@@ -119,11 +111,14 @@ class ChannelAttention(AdaptiveInteraction):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         q, k, v = self.qkv.parts(x, 3)
+        weights = channel_weights(q, k, self.temperature)
         convolved = self.convolve(v)
-        attended = channel_attention(q, k, v, self.temperature)
-        return self.blend(
-            attended, self.spatial_gate(convolved), convolved, self.channel_gate(attended), skip
-        )
+        # The attention is linear at each position: its mean is that of the mean, and a position's
+        # gate may come before it.
+        attended = channel_mix(weights, _mean(v))
+        blend = convolved * self.channel_gate(attended)
+        channel_mix(weights, v * self.spatial_gate(convolved), onto=blend)
+        return self.proj(blend, residual=skip)
 
 
 class SpatialGate(nn.Module):
@@ -151,7 +146,7 @@ class SpatialGateFeedForward(nn.Module):
         return by_rows(self._forward, x, skip, width=2 * self.fc1.out_features, reach=1)
 
     def _forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        kept, gate = self.fc1.parts(x, 2, gelu=True)
+        kept, gate = self.fc1.parts(x, 2, activation="gelu")
         return self.fc2(self.sg(kept, gate), residual=skip)
 
 

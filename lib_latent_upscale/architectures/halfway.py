@@ -17,22 +17,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers.tokens import channels_last
+from .layers.tokens import Conv2d, channels_last, to_picture, to_tokens
 from .network import Network, Shapes
 
 
 class ResidualBlock(nn.Module):
-    """ReLU(x + three 3x3 convolutions with ReLU between them), (N, dim, H, W) to the same shape."""
+    """ReLU(x + three 3x3 convolutions with ReLU between them), (N, H, W, dim) to the same shape."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(dim, dim, 3, 1, 1)
-        self.conv2 = nn.Conv2d(dim, dim, 3, 1, 1)
-        self.conv3 = nn.Conv2d(dim, dim, 3, 1, 1)
+        self.conv1 = Conv2d(dim, dim)
+        self.conv2 = Conv2d(dim, dim)
+        self.conv3 = Conv2d(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = F.relu(self.conv2(F.relu(self.conv1(x))))
-        return F.relu(x + self.conv3(hidden))
+        hidden = self.conv2(self.conv1(x, activation="relu"), activation="relu")
+        return self.conv3(hidden, residual=x, activation="relu")
 
 
 class Halfway(Network):
@@ -51,14 +51,14 @@ class Halfway(Network):
     def __init__(self, channels: int, dim: int, coarse: int, fine: int, folding: int) -> None:
         super().__init__()
         self.channels = channels
-        self.conv_first = nn.Conv2d(channels, dim, 3, 1, 1)
+        self.conv_first = Conv2d(channels, dim)
         self.coarse = _blocks(dim, coarse)
-        self.unfold = nn.Conv2d(dim, dim, 3, 1, 1)
+        self.unfold = Conv2d(dim, dim)
         self.fine = _blocks(dim, fine)
         self.phase = nn.Conv2d(2 * _PLACE_CHANNELS, 2 * dim, 1, bias=False)
-        self.fold = nn.Conv2d(dim, dim, 3, 1, 1)
+        self.fold = Conv2d(dim, dim)
         self.folding = _blocks(dim, folding)
-        self.conv_last = nn.Conv2d(dim, channels, 3, 1, 1)
+        self.conv_last = Conv2d(dim, channels)
 
     @classmethod
     def hyperparameters(cls, shapes: Shapes) -> dict[str, Any]:
@@ -72,14 +72,15 @@ class Halfway(Network):
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         features = self.unfolded(x)
-        if size is not None and tuple(size) != tuple(features.shape[-2:]):
-            features = self.resampled(features, size)
-        return self.conv_last(self.folding(self.fold(features))).contiguous()
+        if size is not None and tuple(size) != tuple(features.shape[1:3]):
+            features = to_tokens(self.resampled(to_picture(features), size))
+        return to_picture(self.conv_last(self.folding(self.fold(features)))).contiguous()
 
     def unfolded(self, x: Tensor) -> Tensor:
-        """A latent (N, C, H, W) as features (N, dim, 2 * H, 2 * W)."""
-        features = self.coarse(F.relu(self.conv_first(channels_last(x))))
-        return self.fine(self.unfold(F.interpolate(features, scale_factor=2, mode="nearest")))
+        """A latent (N, C, H, W) as features (N, 2 * H, 2 * W, dim)."""
+        features = self.coarse(self.conv_first(to_tokens(channels_last(x)), activation="relu"))
+        doubled = F.interpolate(to_picture(features), scale_factor=2, mode="nearest")
+        return self.fine(self.unfold(to_tokens(doubled)))
 
     def resampled(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """Features (N, dim, H, W) as (N, dim, *size).

@@ -120,20 +120,23 @@ def masked_bias(bias: Tensor, grid: Grid) -> Tensor:
     return bias + mask.to(bias.device, bias.dtype)
 
 
-def channel_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -> Tensor:
+def channel_mix(weights: Tensor, v: Tensor, onto: Tensor | None = None) -> Tensor:
     """Attention of channels to channels (XCiT, El-Nouby et al., 2021), over all positions.
 
-    q, k, v: (N, H, W, C); temperature: (heads, 1, 1). Returns (N, H, W, C).
+    weights: from `channel_weights`; v: (N, H, W, C). Returns (N, H, W, C); added to `onto`, in
+    place, if that is given.
     """
-    weights = channel_weights(q, k, temperature)
-    heads = v.flatten(1, 2).unflatten(-1, (temperature.shape[0], -1)).transpose(1, 2)
-    return (heads @ weights.transpose(-2, -1)).transpose(1, 2).reshape(v.shape)
+    mixed = torch.zeros_like(v) if onto is None else onto
+    for index, by in enumerate(weights.transpose(-2, -1)):
+        into, one = (x[index].view(-1, *by.shape[:2]).transpose(0, 1) for x in (mixed, v))
+        into.baddbmm_(one, by)
+    return mixed
 
 
 def projected_channel_attention(
     q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, projection: Tensor, skip: Tensor | None
 ) -> Tensor:
-    """`channel_attention` times `projection` (out, C), plus `skip` (N, H, W, out).
+    """`channel_mix` of `v` times `projection` (out, C), plus `skip` (N, H, W, out).
 
     At each position both are linear: one layer does it, with weights of its own for each picture.
     """
@@ -148,8 +151,8 @@ def projected_channel_attention(
 def channel_weights(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
     """How much each channel of a head takes of each other: (N, heads, dim, dim).
 
-    q, k: (N, H, W, C). The softmax of the cosines between channels. They are divided by the
-    channels' lengths after the product, where they are few, not before it.
+    q, k: (N, H, W, C); temperature: (heads, 1, 1). The softmax of the cosines between channels.
+    They are divided by the channels' lengths after the product, where they are few, not before it.
     """
     dtype, precise = q.dtype, torch.promote_types(q.dtype, torch.float32)
     if dtype == torch.float16:

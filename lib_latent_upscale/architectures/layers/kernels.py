@@ -5,10 +5,21 @@ They are the CPU's and record no gradients. Where they cannot be used, callers d
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from .constants import ConstantCache
+
+Activation = Literal["none", "gelu", "relu", "silu"]
+
+_local = threading.local()
 
 
 def usable(*tensors: Tensor | None) -> bool:
@@ -26,47 +37,113 @@ def usable(*tensors: Tensor | None) -> bool:
     )
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, tail: str) -> Tensor:
-    """x (..., in) by weight (out, in); tail: "none" or "gelu"."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, tail, [], "none")
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """What the kernels do to their result, for where they cannot be used."""
+    return x if activation == "none" else getattr(F, activation)(x)
 
 
-def linear_binary(x: Tensor, other: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`linear`, plus `other`."""
-    return torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, bias, "add")
+class PackedWeights:
+    """A layer's weights in the order in which oneDNN computes with them, each put so once.
+
+    Without it every call does that anew: 5 to 10% of a linear layer's time in float32, for 4096
+    tokens and 180 to 480 channels, and a quarter of that of a 3x3 convolution of 64 channels in
+    bfloat16 (Intel Xeon with AMX). The layer's own weights stay as they are, beside it.
+    """
+
+    def __init__(self) -> None:
+        self._constants = ConstantCache()
+
+    def linear(self, weight: Tensor) -> Tensor:
+        """`weight` (out, in), of the layer or some rows of it, for `linear`."""
+        return self._get(weight, "_reorder_linear_weight")
+
+    def convolution(self, weight: Tensor) -> Tensor:
+        """`weight` (out, in / groups, side, side), or some rows of it, for `convolution`."""
+        groups = weight.shape[0] if weight.shape[1] == 1 else 1
+        return self._get(weight, "_reorder_convolution_weight", *_geometry(weight), groups)
+
+    def _get(self, weight: Tensor, operation: str, *how: list[int] | int) -> Tensor:
+        if getattr(_local, "plain", False):
+            return weight
+        return self._constants.get(
+            (weight.storage_offset(), weight.shape),
+            (weight,),
+            lambda: getattr(torch.ops.mkldnn, operation)(weight.contiguous(), *how),
+        )
 
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, tail: str) -> Tensor:
-    """A same-size convolution of a picture (N, C, H, W); tail: "none" or "gelu"."""
-    return torch.ops.mkldnn._convolution_pointwise(
-        x, weight, bias, *_geometry(x, weight), tail, [], "none"
-    )
+@contextmanager
+def plain_weights() -> Iterator[None]:
+    """This thread's calls in the `with` block take no packed weights, which only oneDNN reads."""
+    before = getattr(_local, "plain", False)
+    _local.plain = True
+    try:
+        yield
+    finally:
+        _local.plain = before
 
 
-def convolution_binary(
-    x: Tensor, other: Tensor, weight: Tensor, bias: Tensor | None, tail: str
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: Activation = "none",
+    residual: Tensor | None = None,
+    packed: PackedWeights | None = None,
 ) -> Tensor:
-    """`convolution`, then "add" `other` or "mul" by it."""
+    """x (..., in) by weight (out, in); then the activation, or plus `residual`."""
+    if packed is not None:
+        weight = packed.linear(weight)
+    if residual is None:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, _NAMES[activation], [], "none")
+    return torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")
+
+
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: Activation = "none",
+    residual: Tensor | None = None,
+    gate: Tensor | None = None,
+    packed: PackedWeights | None = None,
+) -> Tensor:
+    """A same-size convolution of a picture (N, C, H, W); plus `residual` or by `gate`; then the
+    activation."""
+    how = (*_geometry(weight), x.shape[1] // weight.shape[1])
+    if packed is not None:
+        weight = packed.convolution(weight)
+    name = _NAMES[activation]
+    other, operation = (residual, "add") if gate is None else (gate, "mul")
+    if other is None:
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *how, name, [], "none")
     return torch.ops.mkldnn._convolution_pointwise.binary(
-        x, other, weight, bias, *_geometry(x, weight), tail, None, None, [], None
+        x, other, weight, bias, *how, operation, None, None if name == "none" else name, [], None
     )
 
 
-def _geometry(x: Tensor, weight: Tensor) -> tuple[list[int], list[int], list[int], int]:
-    """Padding, stride, dilation and groups."""
-    return [weight.shape[-1] // 2] * 2, [1, 1], [1, 1], x.shape[1] // weight.shape[1]
+_NAMES: dict[Activation, str] = {"none": "none", "gelu": "gelu", "relu": "relu", "silu": "swish"}
+
+
+def _geometry(weight: Tensor) -> tuple[list[int], list[int], list[int]]:
+    """Padding, stride and dilation."""
+    return [weight.shape[-1] // 2] * 2, [1, 1], [1, 1]
 
 
 @cache
 def _work(dtype: torch.dtype) -> bool:
     """Whether this torch, on this CPU, has the kernels in this precision."""
-    one, picture = torch.ones(1, 1, dtype=dtype), torch.ones(1, 1, 1, 1, dtype=dtype)
-    try:
-        linear(one, one, one[0], "gelu")
-        linear_binary(one, one, one, one[0])
-        convolution(picture, picture, one[0], "gelu")
-        convolution_binary(picture, picture, picture, one[0], "mul")
-        convolution_binary(picture, picture, picture, one[0], "add")
-    except (AttributeError, RuntimeError, NotImplementedError, TypeError):
-        return False
+    with torch.inference_mode(False), torch.no_grad():
+        one, picture = torch.ones(1, 1, dtype=dtype), torch.ones(1, 1, 1, 1, dtype=dtype)
+        packed = PackedWeights()
+        try:
+            for activation in _NAMES:
+                linear(one, one, one[0], activation, packed=packed)
+                convolution(picture, picture, one[0], activation, packed=packed)
+            linear(one, one, one[0], residual=one, packed=packed)
+            for activation in ("none", "relu"):
+                convolution(picture, picture, one[0], activation, residual=picture, packed=packed)
+            convolution(picture, picture, one[0], gate=picture, packed=packed)
+        except (AttributeError, RuntimeError, NotImplementedError, TypeError):
+            return False
     return True

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from .attention import masked_bias, window_attention
 from .constants import ConstantCache
 from .position import DynamicPositionBias
-from .windows import Grid, Group, windows_of
+from .windows import Grid, windows_of
 
 
 class RectangleAttention(nn.Module):
-    """One half: windows of (rows, columns) with a learnt position bias."""
+    """One half's windows of (rows, columns), and their learnt position bias."""
 
     def __init__(
         self, dim: int, heads: int, window: tuple[int, int], *, shifted: bool, masked: bool
@@ -20,17 +21,10 @@ class RectangleAttention(nn.Module):
         super().__init__()
         self.grid = Grid(window, (window[0] // 2, window[1] // 2) if shifted else (0, 0), masked)
         self.pos = DynamicPositionBias(dim // 4 // 4, heads)
-        self._constants = ConstantCache()
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, groups: tuple[Group, ...]) -> list[Tensor]:
-        """As `window_attention`, with this half's bias."""
-        return window_attention(q, k, v, groups, self._bias())
-
-    def _bias(self) -> Tensor:
-        def compute() -> Tensor:
-            return masked_bias(self.pos(self.grid.window), self.grid)
-
-        return self._constants.get("bias", tuple(self.pos.parameters()), compute)
+    def forward(self) -> Tensor:
+        """The position bias with the windows' masks, as `masked_bias`."""
+        return masked_bias(self.pos(self.grid.window), self.grid)
 
 
 class RectanglePair(nn.ModuleList):
@@ -45,11 +39,25 @@ class RectanglePair(nn.ModuleList):
         ]
         super().__init__(halves)
         self._grids = tuple(half.grid for half in halves)
+        self._constants = ConstantCache()
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v: (N, H, W, dim), H and W multiples of both of the windows' sides. As v."""
         windows = windows_of(v, *self._grids)
         attended: list[Tensor] = []
-        for half, piece in windows.pieces(v):
-            attended += self[half](piece.cut(q), piece.cut(k), piece.cut(v), piece.groups)
+        for piece in windows.pieces(v):
+            bias = self._bias(piece.grids)
+            attended += window_attention(
+                piece.cut(q), piece.cut(k), piece.cut(v), piece.groups, bias
+            )
         return windows.join(attended, like=v)
+
+    def _bias(self, grids: tuple[int, ...]) -> Tensor:
+        """Of the heads of those halves, one half's after the other's."""
+        halves = [self[grid] for grid in grids]
+        weights = tuple(weight for half in halves for weight in half.parameters())
+
+        def compute() -> Tensor:
+            return torch.cat([half() for half in halves], dim=-3)
+
+        return self._constants.get(grids, weights, compute)

@@ -30,11 +30,12 @@ class WindowAttention(nn.Module):
         dim = x.shape[-1] // self.relative_position_bias_table.shape[1]
         to_qkv, qkv_bias, to_out = self._weights(dim, head_width(dim, x))
         attended: list[Tensor] = []
-        for _, piece in windows.pieces(x):
-            q, k, v = linear(piece.cut(x), to_qkv, qkv_bias).chunk(3, dim=-1)
+        for piece in windows.pieces(x):
+            qkv = linear(piece.cut(x), to_qkv, qkv_bias, packed=self.qkv.packed)
+            q, k, v = qkv.chunk(3, dim=-1)
             attended += window_attention(q, k, v, piece.groups, self._bias(), dim**-0.5)
         joined = windows.join(attended, like=x)
-        return linear(joined, to_out, self.proj.bias, residual=skip)
+        return linear(joined, to_out, self.proj.bias, residual=skip, packed=self.proj.packed)
 
     def _weights(self, dim: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
         """Weight and bias of `qkv`, and weight of `proj`, with heads of `dim` channels widened to

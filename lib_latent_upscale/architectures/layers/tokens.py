@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from . import kernels
 from .chunks import by_rows
+from .kernels import Activation, PackedWeights
 from .linear import Linear, linear
 
 
@@ -20,10 +21,15 @@ class Conv2d(nn.Conv2d):
         self, in_channels: int, out_channels: int, kernel_size: int = 3, *, bias: bool = True
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, 1, kernel_size // 2, bias=bias)
+        self.packed = PackedWeights()
 
-    def forward(self, x: Tensor, *, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, *, activation: Activation = "none", residual: Tensor | None = None
+    ) -> Tensor:
         """`convolve` with this layer's weights."""
-        return convolve(x, self.weight, self.bias, gelu=gelu, residual=residual)
+        return convolve(
+            x, self.weight, self.bias, activation, residual=residual, packed=self.packed
+        )
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -31,46 +37,49 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def __init__(self, channels: int, *, bias: bool = True) -> None:
         super().__init__(channels, channels, 3, 1, 1, groups=channels, bias=bias)
+        self.packed = PackedWeights()
 
-    def forward(self, x: Tensor, *, gelu: bool = False, gate: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, *, activation: Activation = "none", gate: Tensor | None = None
+    ) -> Tensor:
         """`convolve` with this layer's weights."""
-        return convolve(x, self.weight, self.bias, gelu=gelu, gate=gate)
+        return convolve(x, self.weight, self.bias, activation, gate=gate, packed=self.packed)
 
 
 def convolve(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    activation: Activation = "none",
     *,
-    gelu: bool = False,
     residual: Tensor | None = None,
     gate: Tensor | None = None,
+    packed: PackedWeights | None = None,
 ) -> Tensor:
-    """A same-size convolution of tokens (N, H, W, C), then GELU, plus `residual`, or by `gate`.
+    """A same-size convolution of tokens (N, H, W, C), plus `residual` or by `gate`, then the
+    activation.
 
-    weight: (out, C, side, side), or (C, 1, side, side) for one of each channel by itself; side
-        is odd.
+    weight: (out, C, side, side), or (C, 1, side, side) for one of each channel by itself, which
+        has no activation behind a residual or gate; side is odd.
+    packed: of the layer that keeps these weights.
     """
     side = weight.shape[-1]
-    assert gelu + (residual is not None) + (gate is not None) <= 1, "one tail"
+    assert residual is None or gate is None, "one of them"
     if side == 1 and weight.shape[1] == x.shape[-1]:
-        return linear(x, weight.flatten(1), bias, gelu=gelu, residual=residual)
+        return linear(x, weight.flatten(1), bias, activation, residual, packed=packed)
     picture = to_picture(x)
     if kernels.usable(x, weight, bias, residual, gate):
-        other = residual if gate is None else gate
-        if other is None:
-            result = kernels.convolution(picture, weight, bias, "gelu" if gelu else "none")
-        else:
-            tail = "add" if gate is None else "mul"
-            result = kernels.convolution_binary(picture, to_picture(other), weight, bias, tail)
-        return to_tokens(result)
+        residual, gate = (None if one is None else to_picture(one) for one in (residual, gate))
+        return to_tokens(
+            kernels.convolution(picture, weight, bias, activation, residual, gate, packed)
+        )
     groups = x.shape[-1] // weight.shape[1]
     x = to_tokens(F.conv2d(picture, weight, bias, padding=side // 2, groups=groups))
-    if gelu:
-        return F.gelu(x)
+    if residual is not None:
+        x = residual + x
     if gate is not None:
-        return x * gate
-    return x if residual is None else residual + x
+        x = x * gate
+    return kernels.activate(x, activation)
 
 
 def add_branches(
@@ -105,7 +114,7 @@ class Mlp(nn.Module):
         return by_rows(self._forward, x, skip, width=self.fc1.out_features)
 
     def _forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
-        return self.fc2(self.fc1(x, gelu=True), residual=skip)
+        return self.fc2(self.fc1(x, activation="gelu"), residual=skip)
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -49,15 +49,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some windows of a grid. groups: those of them that have the same mask, in order."""
+    """Some windows. grids: the numbers of the grids that they are of; groups: those of them that
+    have the same mask, in order."""
 
+    grids: tuple[int, ...]
     groups: tuple[Group, ...]
     _rows: Tensor
-    _grids: int
+    _shares: int
 
     def cut(self, x: Tensor) -> Tensor:
-        """(N, H, W, grids * C) to (tokens, C), window by window."""
-        return x.reshape(-1, x.shape[-1] // self._grids).index_select(0, self._rows)
+        """(N, H, W, C) to (tokens, channels of the grids), window by window."""
+        rows = x.reshape(-1, x.shape[-1] // self._shares).index_select(0, self._rows)
+        return rows.view(len(rows) // len(self.grids), -1)
 
 
 @dataclass(frozen=True)
@@ -72,27 +75,33 @@ class Windows:
     _cut: Tensor
     _join: Tensor
 
-    def pieces(self, like: Tensor) -> Iterator[tuple[int, Piece]]:
-        """All windows, grid by grid, each piece with its grid's number.
+    def pieces(self, like: Tensor) -> Iterator[Piece]:
+        """All windows: grid by grid, or of all grids at once where none has masks.
 
         like: (N, H, W, C), what is to be cut. A piece has as many windows as the limit allows
             (see `chunks`) for queries, keys, values and what is made of them.
         """
-        grids = len(self.groups)
-        tokens = like.shape[0] * like.shape[1] * like.shape[2]
-        for grid, groups in enumerate(self.groups):
+        shares, tokens = len(self.groups), like.shape[0] * like.shape[1] * like.shape[2]
+        together = 1 if _have_masks(self.groups) else shares
+        for start in range(0, shares, together):
+            grids, groups = tuple(range(start, start + together)), self.groups[start]
             windows = sum(group.windows for group in groups)
-            length = tokens // windows
-            each = length * (like.shape[-1] // grids) * like.element_size()
+            rows = together * tokens // windows
+            each = rows * (like.shape[-1] // shares) * like.element_size()
             for first, last in pieces_of(windows, _HELD * each):
-                start = grid * tokens
-                rows = self._cut[start + first * length : start + last * length]
-                yield grid, Piece(_part_of(groups, first, last), rows, grids)
+                cut = self._cut[start * tokens :][first * rows : last * rows]
+                yield Piece(grids, _part_of(groups, first, last), cut, shares)
 
     def join(self, pieces: Sequence[Tensor], like: Tensor) -> Tensor:
-        """What was made of all pieces, (tokens, C) each, as (N, H, W, grids * C) of `like`."""
+        """What was made of all pieces, (tokens, channels) each, as (N, H, W, C) of `like`."""
         x = torch.cat(tuple(pieces)) if len(pieces) > 1 else pieces[0]
-        return x.index_select(0, self._join).view(*like.shape[:3], -1)
+        rows = x.view(len(self._join), -1).index_select(0, self._join)
+        return rows.view(*like.shape[:3], -1)
+
+
+def _have_masks(groups: Sequence[tuple[Group, ...]]) -> bool:
+    """Whether windows differ in their masks: of several grids they do so at different places."""
+    return any(len(one) > 1 for one in groups)
 
 
 def _part_of(groups: tuple[Group, ...], first: int, last: int) -> tuple[Group, ...]:
@@ -125,10 +134,9 @@ def forget() -> None:
 def _windows(size: tuple[int, int, int], grids: tuple[Grid, ...], device: torch.device) -> Windows:
     with torch.inference_mode(False):  # the indices serve calls that record gradients, too
         orders, groups = zip(*(_order(size, grid) for grid in grids))
-        # Viewed as rows of C channels, the tokens have a row for each grid.
-        cut = torch.stack(
-            [order * len(grids) + grid for grid, order in enumerate(orders)]
-        ).flatten()
+        # Viewed as rows of a grid's channels, the tokens have a row for each grid.
+        rows = [order * len(grids) + grid for grid, order in enumerate(orders)]
+        cut = torch.stack(rows, dim=0 if _have_masks(groups) else 1).flatten()
         join = cut.argsort()
         return Windows(groups, cut.int().to(device), join.int().to(device))
 
