@@ -82,6 +82,10 @@ def small(name: str) -> Network:
     return network.requires_grad_(False)
 
 
+def relative_error(a: Tensor, b: Tensor) -> float:
+    return float((a.float() - b.float()).norm() / b.float().norm())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_what_was_recorded_is_what_the_network_computes(
@@ -94,14 +98,13 @@ def test_what_was_recorded_is_what_the_network_computes(
         with plain_weights():  # a recording has none else: packed ones' kernels round otherwise
             expected = network(x, **how), network(other, **how)
         compilation = Compilation(network, name, lambda line: None)
-        assert torch.equal(compilation.run(network, x, **how), expected[0])
+        assert relative_error(compilation.run(network, x, **how), expected[0]) < 1e-6
         until(lambda: compilation.ready)
         assert not compiler.runs
         result = compilation.run(network, other, **how)
     assert compiler.runs
     # oneDNN may take another kernel for a tensor that lies otherwise.
-    error = (result - expected[1]).float().norm() / expected[1].float().norm()
-    assert error < (1e-5 if dtype == torch.float32 else 1e-2)
+    assert relative_error(result, expected[1]) < (1e-5 if dtype == torch.float32 else 1e-2)
     if name in ("DAT6x6", "SwinFIR4x6", "CRAFT7x6"):  # of blocks of one kind
         assert len(set(compiler.kinds)) < len(compiler.kinds)
 

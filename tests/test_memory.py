@@ -28,11 +28,17 @@ def upscaler(name: str) -> LatentUpscaler:
     return LatentUpscaler(network.requires_grad_(False), SD15, SD15.unet, name)
 
 
+def fuses_masked_attention() -> bool:
+    return tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 3)
+
+
 @pytest.mark.parametrize(
     "name", ["DAT6x6", "SwinFIR4x6", "CRAFT7x6", "DRCTFIR12x6", "city96_x2.0", "ttl"]
 )
 def test_the_estimate_is_near_what_is_measured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32 and without a CPU's fused kernels: it is for devices that have neither's ways."""
+    if name == "DAT6x6" and not fuses_masked_attention():
+        pytest.skip("this torch's attention with masks is not fused on a CPU")
     monkeypatch.setattr(kernels, "_work", lambda dtype: False)
     one, x = upscaler(name), torch.randn(1, 4, 48, 48)
     estimate = one.working_bytes(x.shape, (96, 96), torch.float32)
