@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..architectures.halfway import Halfway, ResidualBlock
+from ..architectures.layers.tokens import to_picture
 from ..spaces import RAW
 from ..weights import writing
 from . import codecs, initial, whole
@@ -103,7 +104,7 @@ def _examples(
     for latent in latents:
         picture = F.interpolate(decoder(latent), scale_factor=2, mode="bicubic").clamp(0, 1)
         wanted = nn.Sequential(*list(encoder)[: -_BLOCKS - 1])(picture)
-        yield network.unfolded(latent), wanted
+        yield to_picture(network.unfolded(latent)), wanted
 
 
 def _least_squares(examples: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import lib_latent_upscale
 from lib_latent_upscale.architectures.halfway import Halfway
+from lib_latent_upscale.architectures.layers.tokens import to_picture, to_tokens
 from lib_latent_upscale.training import halfway
 from lib_latent_upscale.training.__main__ import main
 from lib_latent_upscale.training.codecs import Decoder, Encoder
@@ -38,10 +39,11 @@ def test_its_halves_are_the_codec_s(codec: tuple[Encoder, Decoder]) -> None:
     x = x / 100  # where the decoder's soft clamp does nothing
     with torch.no_grad():
         middle = nn.Sequential(*list(decoder)[:11])(x)
-        assert torch.allclose(network.unfolded(x), middle, rtol=1e-3, atol=1e-5)
+        features = to_picture(network.unfolded(x))
+        assert torch.allclose(features, middle, rtol=1e-3, atol=1e-5)
         end = nn.Sequential(*list(encoder)[-4:])(middle)
-        assert torch.allclose(network.conv_last(network.folding(middle)), end, atol=1e-6)
-        features = network.unfolded(x)
+        folded = network.conv_last(network.folding(to_tokens(middle)))
+        assert torch.allclose(to_picture(folded), end, atol=1e-6)
         plain = F.interpolate(features, size=(18, 20), mode="bilinear")
         assert torch.equal(network.resampled(features, (18, 20)), plain)
     assert len(network.coarse) > 3  # those above changed nothing
@@ -58,7 +60,8 @@ def test_no_other_joint_is_nearer(codec: tuple[Encoder, Decoder]) -> None:
             for x in given:
                 large = F.interpolate(decoder(x), scale_factor=2, mode="bicubic").clamp(0, 1)
                 wanted = nn.Sequential(*list(encoder)[:-4])(large)
-                total += float((network.fold(network.unfolded(x)) - wanted).square().mean())
+                folded = to_picture(network.fold(network.unfolded(x)))
+                total += float((folded - wanted).square().mean())
         return total
 
     best = error(network)
