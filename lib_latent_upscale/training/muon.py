@@ -29,6 +29,11 @@ class Muon(torch.optim.Optimizer):
     betas, eps: of AdamW, for all other parameters.
     weight_decay: of inner weights; the others have none.
     iterations: of Newton and Schulz, towards the nearest orthogonal matrix.
+    centered: whether an update of an inner weight sums up to zero over its inputs (gradient
+        centralization, Yong et al., ECCV 2020). Behind a ReLU inputs are positive, so a sum that is
+        not zero moves an output everywhere at once, until it is never above zero and learns no
+        more (see `idle`).
+    rest: the learning rate of all other parameters, in parts of `lr`.
     """
 
     def __init__(
@@ -40,16 +45,21 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         iterations: int = 5,
+        centered: bool = False,
+        rest: float = 1.0,
     ) -> None:
-        if not (lr >= 0 and 0 <= momentum < 1 and iterations > 0):
-            raise ValueError(f"Muon: lr {lr}, momentum {momentum}, {iterations} iterations")
+        if not (lr >= 0 and 0 <= momentum < 1 and iterations > 0 and rest >= 0):
+            raise ValueError(
+                f"Muon: lr {lr}, momentum {momentum}, {iterations} iterations, rest {rest}"
+            )
         everything = list(params)
         inner = [parameter for parameter in everything if is_inner(parameter)]
-        rest = [parameter for parameter in everything if not is_inner(parameter)]
-        groups = [{"params": some, "inner": some is inner} for some in (inner, rest) if some]
+        others = [parameter for parameter in everything if not is_inner(parameter)]
+        groups = [{"params": some, "inner": some is inner} for some in (inner, others) if some]
         defaults = {
             "lr": lr, "momentum": momentum, "betas": betas, "eps": eps,
-            "weight_decay": weight_decay, "iterations": iterations,
+            "weight_decay": weight_decay, "iterations": iterations, "centered": centered,
+            "rest": rest,
         }  # fmt: skip
         super().__init__(groups, defaults)
 
@@ -71,7 +81,10 @@ class Muon(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(parameter)
         mean = state["momentum"].lerp_(gradient, 1 - group["momentum"])
         ahead = gradient.lerp(mean, group["momentum"])
-        matrix = orthogonal(ahead.flatten(1), group["iterations"])
+        ahead = ahead.flatten(1)
+        if group["centered"]:
+            ahead = ahead - ahead.mean(dim=1, keepdim=True)
+        matrix = orthogonal(ahead, group["iterations"])
         size = _LIKE_ADAM * max(matrix.shape) ** 0.5
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(matrix.view(parameter.shape), alpha=-group["lr"] * size)
@@ -89,7 +102,8 @@ class Muon(torch.optim.Optimizer):
         mean = state["mean"].lerp_(gradient, 1 - first)
         square = state["square"].lerp_(gradient.square(), 1 - second)
         width = (square / (1 - second ** state["step"])).sqrt_().add_(group["eps"])
-        parameter.addcdiv_(mean, width, value=-group["lr"] / (1 - first ** state["step"]))
+        rate = group["rest"] * group["lr"] / (1 - first ** state["step"])
+        parameter.addcdiv_(mean, width, value=-rate)
 
 
 def is_inner(parameter: Tensor) -> bool:

@@ -118,6 +118,8 @@ def override(recipe: Recipe, key: str, text: str) -> Recipe:
             "(and --loss for the losses)"
         )
     current = getattr(recipe, key)
+    if key == "optimizer" and str(value) != current:  # the options were those of another one
+        recipe = replace(recipe, optimizer_options={})
     if key == "scale":
         value = str(value)
     elif key == "factor" and value == "any":

@@ -66,11 +66,14 @@ def _figures(lines: Sequence[dict[str, Any]]) -> list[str]:
     best = min(measured, key=lambda line: sign * line[name])
     rows.append((f"step {best['step']}, the best", best))
     rows += [("bicubic", line) for line in lines if line["kind"] == "baseline"][:1]
-    keys = [key for key in ("psnr", "l1", "mse") if key in measured[0]]
-    names = {"psnr": "decoded PSNR, dB", "l1": "latent L1", "mse": "latent MSE"}
+    keys = [key for key in ("psnr", "l1", "mse", "idle") if key in measured[0]]
+    names = {
+        "psnr": "decoded PSNR, dB", "l1": "latent L1", "mse": "latent MSE",
+        "idle": "share of idle channels",
+    }  # fmt: skip
     head = "".join(f"<th>{names[key]}</th>" for key in keys)
     cells = "".join(
-        f"<tr><td>{_text(title)}</td>" + "".join(f"<td>{line[key]:.4f}</td>" for key in keys)
+        f"<tr><td>{_text(title)}</td>" + "".join(_cell(line.get(key)) for key in keys)
         for title, line in rows
     )
     return [f"<h2>On pictures not trained on</h2><table><tr><th></th>{head}</tr>{cells}</table>"]
@@ -152,6 +155,10 @@ def _samples(folder: Path) -> list[str]:
             f"src='data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}'>"
         )
     return found
+
+
+def _cell(figure: float | None) -> str:
+    return "<td></td>" if figure is None else f"<td>{figure:.4f}</td>"
 
 
 def _text(text: str) -> str:

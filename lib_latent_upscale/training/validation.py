@@ -15,6 +15,7 @@ from ..preview import load_preview_decoder
 from ..spaces import RAW, LatentScale, LatentSpace
 from . import metrics, sheets
 from .errors import TrainingError
+from .idle import IdleChannels
 from .shards import PairSize, ShardReader, Source, grid_side
 from .vae import Vae, to_images
 
@@ -116,10 +117,13 @@ class Validation:
     @torch.no_grad()
     def measure(self, network: nn.Module) -> dict[str, float]:
         """Means over the pairs: `l1` and `mse` of the latents in UNet scale, and `psnr` in dB of
-        the decoded latent against the decoded large one."""
-        return self._mean(
-            [self._figures(case, self._predict(network, case)) for case in self.cases]
-        )
+        the decoded latent against the decoded large one; and `idle`, the network's share of idle
+        channels."""
+        channels = IdleChannels()
+        with channels.watched(network):
+            predicted = [self._predict(network, case) for case in self.cases]
+        figures = self._mean([self._figures(*one) for one in zip(self.cases, predicted)])
+        return {**figures, "idle": channels.share}
 
     @torch.no_grad()
     def bicubic(self) -> dict[str, float]:
@@ -200,4 +204,6 @@ def describe(figures: dict[str, float], space: LatentSpace) -> str:
     words = [f"latent L1 {figures['l1']:.4f}, MSE {figures['mse']:.4f}"]
     if "psnr" in figures:
         words.append(f"decoded {figures['psnr']:.2f} dB")
+    if figures.get("idle"):
+        words.append(f"{figures['idle']:.0%} of the channels idle")
     return ", ".join(words)

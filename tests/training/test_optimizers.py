@@ -150,3 +150,26 @@ def test_muon_leaves_the_first_and_last_layers_to_adamw() -> None:
         assert 1e-3 < size < 1.1e-2, key
     with pytest.raises(NotImplementedError):
         optimizer.step(lambda: 0.0)
+
+
+@torch.no_grad()
+def test_muon_can_leave_sums_over_the_inputs_alone() -> None:
+    """Then a bias is all that moves an output everywhere at once, and may go slower."""
+    sums, rates = {}, {}
+    for centered, rest in ((False, 1.0), (True, 0.1)):
+        torch.manual_seed(0)
+        layer = nn.Conv2d(64, 64, 3)
+        before = copy.deepcopy(layer)
+        how = {"weight_decay": 0.0, "centered": centered, "rest": rest}
+        optimizer = build("muon", layer.parameters(), 1e-2, how)
+        layer.weight.grad = torch.randn_like(layer.weight) + 0.3  # as behind a ReLU
+        layer.bias.grad = torch.randn_like(layer.bias)
+        optimizer.step()
+        moved = (layer.weight - before.weight).flatten(1)
+        sums[centered] = float(moved.sum(dim=1).abs().max())
+        rates[centered] = float((layer.bias - before.bias).abs().max())
+        assert moved.square().mean().sqrt() > 1e-3
+    assert sums[True] < 0.01 < 0.1 < sums[False]  # Newton and Schulz go on in bfloat16
+    assert rates[True] == pytest.approx(0.1 * rates[False], rel=1e-3)
+    with pytest.raises(TrainingError, match="rest -1"):
+        build("muon", layer.parameters(), 1e-2, {"rest": -1})

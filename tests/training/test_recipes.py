@@ -187,6 +187,8 @@ def test_overriding() -> None:
     assert override(recipe, "network.mbconv", "yes").network.mbconv is True
     assert override(recipe, "network.architecture", "hat").network.parameters == {}
     assert override(recipe, "optimizer.betas", "0.9,0.99").optimizer_options["betas"] == (0.9, 0.99)
+    other = override(override(recipe, "optimizer.rest", "0.1"), "optimizer", "sgd")
+    assert not other.optimizer_options  # which were those of another
     assert override(recipe, "factor", "any").factor is None
     assert override(override(recipe, "factor", "any"), "factor", "1.5").factor == 1.5
     assert override(recipe, "scale", "0.13025").scale == "0.13025"
