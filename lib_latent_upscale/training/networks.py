@@ -27,7 +27,7 @@ class NetworkSpec:
     architecture: one of `OWN`, or the name of one of spandrel's (HAT, OmniSR, DITN, GRL, ...).
     parameters: of its constructor; those not given are the published ones.
     weights: a file to begin from (fine-tuning) in place of random weights.
-    dropout, fourier_ends, mbconv: see `variants`.
+    dropout, fourier_ends, mbconv, soft_relu: see `variants`.
     """
 
     architecture: str
@@ -36,6 +36,7 @@ class NetworkSpec:
     dropout: float = 0.0
     fourier_ends: bool = False
     mbconv: bool = False
+    soft_relu: float = 0.0
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> NetworkSpec:
@@ -74,6 +75,8 @@ def build(spec: NetworkSpec, channels: int, factor: float = 2) -> nn.Module:
         variants.use_mbconv(network)
     if spec.dropout:
         variants.use_dropout(network, spec.dropout)
+    if spec.soft_relu:
+        variants.use_soft_relus(network, spec.soft_relu)
     if spec.weights:
         _load(network, Path(spec.weights))
     return network.train()

@@ -5,7 +5,8 @@
 - MBConv in place of the body's convolutions: MobileNetV2 (Sandler et al., CVPR 2018) with
   squeeze-and-excitation, as in EfficientNet (Tan and Le, ICML 2019);
 - dropout of channels before the last convolution: Kong et al., "Reflash dropout in image
-  super-resolution", CVPR 2022. It has no weights: the trained file is one of the plain network.
+  super-resolution", CVPR 2022. It has no weights: the trained file is one of the plain network;
+- ReLUs with a gradient below zero, so that none is dead. Nor have they any.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..architectures.layers.kernels import Activation, activate
 from ..architectures.layers.tokens import Conv2d as TokenConv2d
 from ..architectures.layers.tokens import to_picture, to_tokens
 from .errors import TrainingError
@@ -120,11 +122,40 @@ class OnTokens(nn.Module):
         super().__init__()
         self.layer = layer
 
-    def forward(self, x: Tensor, *, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, *, activation: Activation = "none", residual: Tensor | None = None
+    ) -> Tensor:
         x = to_tokens(self.layer(to_picture(x)))
-        if gelu:
-            return F.gelu(x)
-        return x if residual is None else residual + x
+        return activate(x if residual is None else residual + x, activation)
+
+
+class SoftReluConv2d(TokenConv2d):
+    """A convolution whose ReLU, where it stands alone behind it, lets a part of the gradient pass
+    below zero: see `use_soft_relus`."""
+
+    slope: float
+
+    def forward(
+        self, x: Tensor, *, activation: Activation = "none", residual: Tensor | None = None
+    ) -> Tensor:
+        if activation != "relu" or residual is not None or not torch.is_grad_enabled():
+            return super().forward(x, activation=activation, residual=residual)
+        result: Tensor = _SoftRelu.apply(super().forward(x), self.slope)
+        return result
+
+
+class _SoftRelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: float) -> Tensor:
+        result = F.relu(x)
+        ctx.save_for_backward(result)
+        ctx.slope = slope
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (result,) = ctx.saved_tensors
+        return torch.where(result > 0, gradient, ctx.slope * gradient), None
 
 
 def use_fourier_ends(network: nn.Module) -> None:
@@ -156,6 +187,28 @@ def use_dropout(network: nn.Module, rate: float) -> None:
     last = [module for module in network.modules() if isinstance(module, nn.Conv2d)][-1]
 
     def drop(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (F.dropout2d(inputs[0], rate, module.training), *inputs[1:])
+        x, *others = inputs
+        if not isinstance(module, TokenConv2d):
+            return (F.dropout2d(x, rate, module.training), *others)
+        return (to_tokens(F.dropout2d(to_picture(x), rate, module.training)), *others)
 
     last.register_forward_pre_hook(drop)
+
+
+def use_soft_relus(network: nn.Module, slope: float) -> None:
+    """Lets ReLUs whose input is below zero learn as if they were leaky ones of that slope.
+
+    What the network computes stays the same. A ReLU that is never above zero has no gradient and
+    would stay so for ever; with a part of the gradient it comes back where that helps.
+    """
+    found = [module for module in network.modules() if type(module) is TokenConv2d]
+    if not found or getattr(network, "architecture", "") not in _WITH_RELUS:
+        raise TrainingError(
+            f"{type(network).__name__} has no ReLU to make soft; {', '.join(_WITH_RELUS)} have"
+        )
+    for module in found:
+        module.__class__ = SoftReluConv2d
+        module.slope = slope  # type: ignore[assignment]
+
+
+_WITH_RELUS = ("halfway", "city96")

@@ -164,7 +164,7 @@ def test_first_weights() -> None:
     assert torch.equal(compact(x), bilinear)
 
 
-@pytest.mark.parametrize("name", ["dat", "compact", "craft", "ttl"])
+@pytest.mark.parametrize("name", ["dat", "compact", "craft", "ttl", "halfway"])
 def test_dropout_before_the_last_convolution_in_training_only(name: str) -> None:
     plain = unsettled(tiny(NetworkSpec(name))).float()
     dropping = tiny(NetworkSpec(name, dropout=0.5))
@@ -176,6 +176,33 @@ def test_dropout_before_the_last_convolution_in_training_only(name: str) -> None
         torch.manual_seed(0)
         one, other = dropping.train()(x, (16, 16)), dropping(x, (16, 16))
     assert not torch.equal(one, other)
+
+
+def test_dropout_is_of_whole_channels() -> None:
+    network = tiny(NetworkSpec("halfway", dropout=0.5))
+    given: list[Tensor] = []
+    network.conv_last.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+    network(latents(), (16, 16))
+    dropped = given[0].flatten(1, 2).abs().amax(dim=1) == 0  # (N, dim), of tokens
+    assert dropped.any() and not dropped.all()
+
+
+@pytest.mark.parametrize("name", ["halfway", "city96"])
+def test_soft_relus_compute_the_same_and_learn_below_zero(name: str) -> None:
+    plain, soft = (tiny(NetworkSpec(name, soft_relu=slope)) for slope in (0.0, 0.1))
+    soft.load_state_dict(plain.state_dict())
+    x = latents()
+    assert torch.equal(plain(x, (16, 16)), soft(x, (16, 16)))
+    gradients = []
+    for network in (plain, soft):
+        inner = [m for m in network.modules() if isinstance(m, nn.Conv2d)][1]
+        with torch.no_grad():
+            inner.bias.fill_(-100)  # never above zero
+        network(x, (16, 16)).square().sum().backward()
+        gradients.append(float(inner.weight.grad.abs().sum()))
+    assert gradients[0] == 0 < gradients[1]
+    with pytest.raises(TrainingError, match="has no ReLU"):
+        tiny(NetworkSpec("dat", soft_relu=0.1))
 
 
 def test_variants_change_what_they_say() -> None:
