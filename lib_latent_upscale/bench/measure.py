@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, baddbmm_flop
 
 from .networks import Model
 
@@ -100,7 +100,9 @@ def operations(model: Model, network: nn.Module, size: int) -> int:
     Counted on shapes alone. Fourier transforms, norms and activations are not counted.
     """
     shapes = copy.deepcopy(network).to("meta", torch.float32)
-    with FlopCounterMode(display=False) as counter:
+    # Torch knows the product that is added to a tensor, but not the one added in place.
+    in_place = {torch.ops.aten.baddbmm_: baddbmm_flop}
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
         model.call(shapes, torch.empty(1, 4, size, size, device="meta"))
     return counter.get_total_flops()
 
