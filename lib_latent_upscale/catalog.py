@@ -190,9 +190,7 @@ def _ttl(space: LatentSpace, sha256: str, git_blob: str) -> Entry:
 
 
 _ENTRIES = (
-    _bundled(
-        SD15, 2_824_784, "35e033b6a9496c10fe5c0288e31c2b42c1a3616b31485b03517850053cd9a634"
-    ),
+    _bundled(SD15, 2_824_784, "35e033b6a9496c10fe5c0288e31c2b42c1a3616b31485b03517850053cd9a634"),
     _own(
         "compact-sd15",
         "Latent (compact SD1.5)",
@@ -239,9 +237,7 @@ _ENTRIES = (
         184_614_288,
         "7e0b933982d45cfe",
     ),
-    _bundled(
-        SDXL, 2_824_784, "5ec10b037f4b350d5058822a68fdc8c400683fac83f5431931e2e2460d2abf0d"
-    ),
+    _bundled(SDXL, 2_824_784, "5ec10b037f4b350d5058822a68fdc8c400683fac83f5431931e2e2460d2abf0d"),
     _sudo(
         "swinfir-4x6-mse-sdxl",
         "Latent (SwinFIR 4x6 MSE SDXL)",
@@ -312,9 +308,7 @@ _ENTRIES = (
         "0bca261c96e136cb9e2f330f40386e6cbcaaf464cd39e9f7752c9e7b32e825e8",
         "a611e85506237312706bd49c8e2d8791f43f7303",
     ),
-    _bundled(
-        SD3, 2_852_456, "4d6c822deb92bfaabe9b3540203229f6c0a858c468048abc84f8f20e3841849c"
-    ),
+    _bundled(SD3, 2_852_456, "4d6c822deb92bfaabe9b3540203229f6c0a858c468048abc84f8f20e3841849c"),
     _bundled(FLUX, 2_852_456, "782e1b7315de006866cdc216bc10c56f9db665aeab83793948793b92e7f3bb80"),
 )
 
