@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lib_latent_upscale import compiling
+from lib_latent_upscale.architectures.layers import kernels
 from lib_latent_upscale.bench import __main__ as bench
 from lib_latent_upscale.bench.jobs import two_jobs
 from lib_latent_upscale.bench.measure import Seconds, interleaved, operations, peak_bytes, ratio
@@ -91,11 +92,13 @@ def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["SwinFIR4x6", "city96_x2.0", "ttl", "compact"])
 def test_a_second_job_loads_copies_and_computes_nothing(name: str, dtype: torch.dtype) -> None:
+    layers = sum(hasattr(module, "packed") for module in MODELS[name].build().modules())
+    packed = layers if kernels.usable(torch.ones(1, dtype=dtype)) else 0
     first, second = two_jobs(MODELS[name], 16, "cpu", dtype)
     assert first.loads == 1
     assert first.copies == (dtype != torch.float32)
-    # Two kinds of windows, and a position bias for each block.
-    assert first.constants == (2 + 24 if name == "SwinFIR4x6" else 0)
+    # Two kinds of windows, and a position bias for each block; and each layer's weights, packed.
+    assert first.constants == packed + (2 + 24 if name == "SwinFIR4x6" else 0)
     assert (second.loads, second.copies, second.constants) == (0, 0, 0)
     assert first.ms > 0 and second.ms > 0
 
