@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from lib_latent_upscale import compiling
 from lib_latent_upscale.architectures.layers import kernels
 from lib_latent_upscale.bench import __main__ as bench
 from lib_latent_upscale.bench.jobs import two_jobs
 from lib_latent_upscale.bench.measure import Seconds, interleaved, operations, peak_bytes, ratio
-from lib_latent_upscale.bench.networks import MODELS
+from lib_latent_upscale.bench.networks import MODELS, Model
 from lib_latent_upscale.bench.reference import published as published_code
 from lib_latent_upscale.bench.report import HEADER
 
@@ -36,6 +39,14 @@ def test_operations_are_counted() -> None:
     # Two convolutions to and from the features, ten blocks of two, and the wide one.
     multiplications = 9 * 64 * (4 + 10 * 2 * 64 + 4 * 64 + 4 * 4)
     assert operations(model, model.build(), 16) == 2 * multiplications * 16 * 16
+
+
+def test_products_that_are_added_in_place_are_counted() -> None:
+    def call(network: nn.Module, x: Tensor) -> Tensor:
+        return network(x).flatten(0, 1).baddbmm_(torch.empty(4, 8, 3).to(x), x[0, :, :3])
+
+    count = operations(cast(Model, SimpleNamespace(call=call)), nn.Identity(), 8)
+    assert count == 2 * 4 * 8 * 8 * 3
 
 
 def test_peak_memory() -> None:
