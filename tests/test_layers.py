@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib_latent_upscale.architectures import from_state_dict
@@ -109,17 +109,19 @@ def test_convolve_records_gradients() -> None:
 def test_packed_weights_are_the_same_weights(dtype: torch.dtype) -> None:
     """In whole, in shares, of any number of tokens, and after the layer's have changed."""
     torch.manual_seed(0)
-    for layer in (Linear(18, 36), Conv2d(18, 36, 1), Conv2d(18, 36), DepthwiseConv2d(18)):
+    layers = (Linear(18, 36), Conv2d(18, 36, 1), Conv2d(18, 36), DepthwiseConv2d(18), Conv2d(1, 8))
+    for layer in layers:
         layer.to(dtype)
         for size in ((1, 3), (40, 50)):
-            x = torch.randn(2, *size, 18).to(dtype)
+            channels = 1 if isinstance(layer, nn.Conv2d) and layer.in_channels == 1 else 18
+            x = torch.randn(2, *size, channels).to(dtype)
             for change in (1.0, 2.0):
                 layer.weight.mul_(change)
                 with kernels.plain_weights():
                     plain = layer(x)
                 assert relative_error(layer(x), plain) < (1e-6 if dtype == torch.float32 else 1e-2)
-    shares = Linear(18, 36).to(dtype).parts(x, 2)
-    assert not torch.equal(*shares)
+    one, other = Linear(18, 36).to(dtype).parts(torch.randn(2, 18).to(dtype), 2)
+    assert not torch.equal(one, other)
 
 
 def test_packed_weights_are_packed_once() -> None:

@@ -19,6 +19,9 @@ from .constants import ConstantCache
 
 Activation = Literal["none", "gelu", "relu", "silu"]
 
+_Geometry = tuple[list[int], list[int], list[int], int]
+"""Of a convolution: padding, stride, dilation and groups."""
+
 _local = threading.local()
 
 
@@ -57,10 +60,9 @@ class PackedWeights:
         """`weight` (out, in), of the layer or some rows of it, for `linear`."""
         return self._get(weight, "_reorder_linear_weight")
 
-    def convolution(self, weight: Tensor) -> Tensor:
+    def convolution(self, weight: Tensor, geometry: _Geometry) -> Tensor:
         """`weight` (out, in / groups, side, side), or some rows of it, for `convolution`."""
-        groups = weight.shape[0] if weight.shape[1] == 1 else 1
-        return self._get(weight, "_reorder_convolution_weight", *_geometry(weight), groups)
+        return self._get(weight, "_reorder_convolution_weight", *geometry)
 
     def _get(self, weight: Tensor, operation: str, *how: list[int] | int) -> Tensor:
         if getattr(_local, "plain", False):
@@ -110,24 +112,32 @@ def convolution(
 ) -> Tensor:
     """A same-size convolution of a picture (N, C, H, W); plus `residual` or by `gate`; then the
     activation."""
-    how = (*_geometry(weight), x.shape[1] // weight.shape[1])
+    geometry = _geometry(x, weight)
     if packed is not None:
-        weight = packed.convolution(weight)
+        weight = packed.convolution(weight, geometry)
     name = _NAMES[activation]
     other, operation = (residual, "add") if gate is None else (gate, "mul")
     if other is None:
-        return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *how, name, [], "none")
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, name, [], "none")
     return torch.ops.mkldnn._convolution_pointwise.binary(
-        x, other, weight, bias, *how, operation, None, None if name == "none" else name, [], None
+        x,
+        other,
+        weight,
+        bias,
+        *geometry,
+        operation,
+        None,
+        None if name == "none" else name,
+        [],
+        None,
     )
 
 
 _NAMES: dict[Activation, str] = {"none": "none", "gelu": "gelu", "relu": "relu", "silu": "swish"}
 
 
-def _geometry(weight: Tensor) -> tuple[list[int], list[int], list[int]]:
-    """Padding, stride and dilation."""
-    return [weight.shape[-1] // 2] * 2, [1, 1], [1, 1]
+def _geometry(x: Tensor, weight: Tensor) -> _Geometry:
+    return [weight.shape[-1] // 2] * 2, [1, 1], [1, 1], x.shape[1] // weight.shape[1]
 
 
 @cache
