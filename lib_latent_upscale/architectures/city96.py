@@ -6,9 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from .layers.tokens import Conv2d, channels_last, to_picture, to_tokens
+from .layers.tokens import Conv2d, enlarge, laid_as_tokens, to_picture
 from .network import Network, Shapes
 
 _FIRST_BODY = 4  # index 0 is the first convolution, 1 to 3 are ReLU, upsampling, ReLU
@@ -41,8 +40,9 @@ class City96(Network):
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         # A ReLU on either side of the upsampling is one ReLU before it. The factor, not the
         # size, decides which pixel is nearest.
-        x = self.sequential["0"](to_tokens(channels_last(x)), activation="relu")
-        x = to_tokens(F.interpolate(to_picture(x), scale_factor=self.scale, mode="nearest"))
+        assert self.scale is not None
+        x = self.sequential["0"](laid_as_tokens(x), activation="relu")
+        x = enlarge(x, self.scale)
         for key, conv in self.sequential.items():
             if key not in ("0", self._last):
                 x = conv(x, activation="relu")

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers.tokens import Conv2d, channels_last, to_picture, to_tokens
+from .layers.tokens import Conv2d, laid_as_tokens, to_picture, to_tokens
 from .network import Network, Shapes, upscale_factor
 
 
@@ -51,7 +51,7 @@ class Compact(Network):
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         assert isinstance(self.scale, int)
-        first = self.conv_first(to_tokens(channels_last(x)))
+        first = self.conv_first(laid_as_tokens(x))
         features = self.conv_upsample(self.blocks(first) + first, activation="silu")
         features = F.pixel_shuffle(to_picture(features), self.scale)
         base = F.interpolate(x, scale_factor=self.scale, mode="bilinear", align_corners=False)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers.tokens import Conv2d, channels_last, to_picture, to_tokens
+from .layers.tokens import Conv2d, enlarge, laid_as_tokens, to_picture, to_tokens
 from .network import Network, Shapes
 
 
@@ -78,9 +78,8 @@ class Halfway(Network):
 
     def unfolded(self, x: Tensor) -> Tensor:
         """A latent (N, C, H, W) as features (N, 2 * H, 2 * W, dim)."""
-        features = self.coarse(self.conv_first(to_tokens(channels_last(x)), activation="relu"))
-        doubled = F.interpolate(to_picture(features), scale_factor=2, mode="nearest")
-        return self.fine(self.unfold(to_tokens(doubled)))
+        features = self.coarse(self.conv_first(laid_as_tokens(x), activation="relu"))
+        return self.fine(self.unfold(enlarge(features, 2)))
 
     def resampled(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """Features (N, dim, H, W) as (N, dim, *size).
