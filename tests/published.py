@@ -70,3 +70,8 @@ def latent(model: str, shape: str) -> Tensor:
     """The input of a golden output."""
     n, c, h, w = map(int, shape.split("x")[:4])
     return torch.from_numpy(synthetic.latent(f"{model}/{shape}", (n, c, h, w)))
+
+
+def relative_error(a: Tensor, b: Tensor) -> float:
+    """Of a against b, in the norm, in float32."""
+    return float((a.float() - b.float()).norm() / b.float().norm())

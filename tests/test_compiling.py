@@ -25,6 +25,7 @@ from lib_latent_upscale.recording import Recording
 from lib_latent_upscale.weights import files
 
 from . import published
+from .published import relative_error
 
 BUNDLED = files.MODEL_FOLDER / "compact-sd15-x2.safetensors"
 TARGET = (16, 16)
@@ -80,10 +81,6 @@ def until(condition: Callable[[], bool]) -> None:
 def small(name: str) -> Network:
     network = from_state_dict(published.small_state_dict(name), **published.told(name))
     return network.requires_grad_(False)
-
-
-def relative_error(a: Tensor, b: Tensor) -> float:
-    return float((a.float() - b.float()).norm() / b.float().norm())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

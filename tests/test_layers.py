@@ -26,6 +26,7 @@ from lib_latent_upscale.architectures.layers.tokens import Conv2d, DepthwiseConv
 from lib_latent_upscale.architectures.layers.windows import Grid, windows_of
 
 from . import published
+from .published import relative_error
 
 GRIDS = [
     Grid((4, 4)),
@@ -33,10 +34,6 @@ GRIDS = [
     Grid((2, 8), (1, 4)),
     Grid((8, 2), (4, 1), masked=False),
 ]
-
-
-def relative_error(a: Tensor, b: Tensor) -> float:
-    return float((a.float() - b.float()).norm() / b.float().norm())
 
 
 @pytest.fixture(params=[True, False], ids=["fused", "general"])

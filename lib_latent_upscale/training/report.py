@@ -66,11 +66,11 @@ def _figures(lines: Sequence[dict[str, Any]]) -> list[str]:
     best = min(measured, key=lambda line: sign * line[name])
     rows.append((f"step {best['step']}, the best", best))
     rows += [("bicubic", line) for line in lines if line["kind"] == "baseline"][:1]
-    keys = [key for key in ("psnr", "l1", "mse", "idle") if key in measured[0]]
     names = {
         "psnr": "decoded PSNR, dB", "l1": "latent L1", "mse": "latent MSE",
         "idle": "share of idle channels",
     }  # fmt: skip
+    keys = [key for key in names if key in measured[0]]
     head = "".join(f"<th>{names[key]}</th>" for key in keys)
     cells = "".join(
         f"<tr><td>{_text(title)}</td>" + "".join(_cell(line.get(key)) for key in keys)

@@ -201,14 +201,14 @@ def use_soft_relus(network: nn.Module, slope: float) -> None:
     What the network computes stays the same. A ReLU that is never above zero has no gradient and
     would stay so for ever; with a part of the gradient it comes back where that helps.
     """
-    found = [module for module in network.modules() if type(module) is TokenConv2d]
-    if not found or getattr(network, "architecture", "") not in _WITH_RELUS:
+    if getattr(network, "architecture", "") not in _WITH_RELUS:
         raise TrainingError(
             f"{type(network).__name__} has no ReLU to make soft; {', '.join(_WITH_RELUS)} have"
         )
-    for module in found:
-        module.__class__ = SoftReluConv2d
-        module.slope = slope  # type: ignore[assignment]
+    for module in network.modules():
+        if isinstance(module, TokenConv2d):
+            module.__class__ = SoftReluConv2d
+            module.slope = slope  # type: ignore[assignment]
 
 
 _WITH_RELUS = ("halfway", "city96")

@@ -12,7 +12,7 @@ from .position import DynamicPositionBias
 from .windows import Grid, windows_of
 
 
-class RectangleAttention(nn.Module):
+class RectangleBias(nn.Module):
     """One half's windows of (rows, columns), and their learnt position bias."""
 
     def __init__(
@@ -34,7 +34,7 @@ class RectanglePair(nn.ModuleList):
         self, dim: int, heads: int, split_size: tuple[int, int], *, shifted: bool, masked: bool
     ) -> None:
         halves = [
-            RectangleAttention(dim // 2, heads // 2, window, shifted=shifted, masked=masked)
+            RectangleBias(dim // 2, heads // 2, window, shifted=shifted, masked=masked)
             for window in (split_size, split_size[::-1])
         ]
         super().__init__(halves)
