@@ -5,29 +5,32 @@
 
 The network's blocks are those in the middle of the way through the picture: the decoder's first two
 stages and the encoder's last, and where the least is to be computed some more, which do nothing at
-first. The convolution that joins them is fitted by least squares, so that the whole does about what
-decoding, bicubic enlargement and encoding do, which it never gets as good at: that is for the
-training. Then: train --recipe halfway --set network.weights=start.safetensors
+first. The convolution that joins them is fitted by least squares. Then each half learns by itself
+to do what the whole codec's half does (`halves`), and they are joined anew; with --steps 0 0 they
+stay as they were cut out. Then: train --recipe halfway --set network.weights=start.safetensors
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from ..architectures.halfway import Halfway, ResidualBlock
 from ..architectures.layers.tokens import to_picture
 from ..spaces import RAW
 from ..weights import writing
-from . import codecs, initial, whole
+from . import codecs, devices, halves, initial, trained, whole
+from .criterion import Criterion
 from .errors import TrainingError
+from .recipe_book import RECIPES
 from .shards import ShardReader
+from .stream import PairStream
 from .vae import TinyVae, open_vae
 
 _BLOCKS = 3
@@ -37,8 +40,8 @@ _MORE = 3
 _COARSE, _FINE = 3, 8
 """The first block of the decoder's first stage, and of its second one."""
 _DOUBLING = 7
-_RIDGE = 1e-3
-"""Of the mean of the features' squares: keeps the fit from what little data cannot tell."""
+_CROP = 14
+"""Side of the small latents that the halves learn from."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,24 +55,79 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--decoder", required=True, type=Path, metavar="FILE", help="TAESD's decoder")
     add("--out", required=True, type=Path, metavar="FILE",
         help="the .safetensors file to write")  # fmt: skip
+    add("--begin", type=Path, metavar="FILE",
+        help="weights, or a run's folder, to go on from, not from the codec's blocks")  # fmt: skip
     add("--pairs", type=int, default=64, help="pairs that the joint is fitted to (%(default)s)")
+    add("--steps", type=int, nargs=2, default=[4000, 3000], metavar=("FIRST", "SECOND"),
+        help="in which each half learns by itself (4000 3000)")  # fmt: skip
+    add("--batch", type=int, default=8, help="squares of a step (%(default)s)")
+    add("--seed", type=int, default=0, help="(%(default)s)")
+    add("--device", default="auto", help="cpu, cuda, ... (a GPU if there is one)")
+    add("--precision", choices=["bf16", "fp32"], default="bf16",
+        help="fp32 is the faster one on a CPU without bfloat16 (%(default)s)")  # fmt: skip
+    add("--threads", type=int, metavar="N", help="of the CPU; all if not given")
 
 
 def run(options: argparse.Namespace) -> int:
     """The command. Raises `TrainingError` for what the user can put right."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    device = devices.find(options.device)
     reader = ShardReader(options.data)
     space = reader.space
-    vae = open_vae(options.vae, space, options.decoder)
+    vae = open_vae(options.vae, space, options.decoder, precision=options.precision)
     if not isinstance(vae, TinyVae) or vae.encoder is None or vae.decoder is None:
         raise TrainingError("halfway begins from TAESD's encoder and decoder, no other VAE's")
-    chosen = tqdm(range(min(options.pairs, len(reader))), unit="pair")
-    latents = (RAW.to(space.unet, reader.pair(index)[0][None]) for index in chosen)
-    network = joined(vae.encoder, vae.decoder, latents)
+    if options.begin:
+        network = _begun(options.begin, space.channels)
+    else:
+        network = joined(vae.encoder, vae.decoder, _latents(reader, options.pairs))
+    if any(options.steps):
+        vae.to(device)
+        learn_halves(network.to(device), vae, reader, options)
     about = {"architecture": "halfway", "space": space.id, "input": "unet"}
     with whole.replacing(options.out) as part:
-        writing.write(part, network.to_state_dict(), about)
+        writing.write(part, network.cpu().to_state_dict(), about)
     print(f"{options.out}: train --recipe halfway --set network.weights={options.out}")
     return 0
+
+
+def learn_halves(
+    network: Halfway, vae: TinyVae, reader: ShardReader, options: argparse.Namespace
+) -> None:
+    """Trains the network's halves by themselves and joins them; its device is the VAE's."""
+    recipe = RECIPES["halfway"]
+    criterion = Criterion(
+        recipe.terms, vae=vae, to_raw=partial(vae.space.unet.to, RAW),
+        picture_side=recipe.picture_side,
+    )  # fmt: skip
+    stream = PairStream(
+        reader, crop=_CROP, batch=options.batch, seed=options.seed, factor=2, weighting="even"
+    )
+    bf16 = options.precision == "bf16"
+    first = halves.Reading(network).to(vae.device)
+    second = halves.Writing(network).to(vae.device)
+    latents = [latent.to(vae.device) for latent in _latents(reader, options.pairs)]
+    halves.begin(first, second, vae, latents)
+    halves.learn_reading(first, vae, stream, options.steps[0], bf16)
+    halves.learn_writing(second, vae, criterion, stream, options.steps[1], bf16)
+    halves.join(first, second, latents)
+
+
+def _latents(reader: ShardReader, count: int) -> Iterator[Tensor]:
+    """Small latents (1, C, h, w) of pairs, in UNet scale."""
+    for index in range(min(count, len(reader))):
+        yield RAW.to(reader.space.unet, reader.pair(index)[0][None])
+
+
+def _begun(path: Path, channels: int) -> Halfway:
+    """The network of a file or of a run."""
+    upscaler = trained.load_upscaler(path)
+    network = upscaler.network
+    if not isinstance(network, Halfway) or network.channels != channels:
+        raise TrainingError(f"{path} is no halfway for latents of {channels} channels")
+    return network.requires_grad_(True).train()
 
 
 @torch.no_grad()
@@ -90,10 +148,7 @@ def joined(encoder: codecs.Encoder, decoder: codecs.Decoder, latents: Iterable[T
         _copy_block(decoder[_COARSE + index], network.coarse[index])
         _copy_block(decoder[_FINE + index], network.fine[index])
         _copy_block(encoder[index - _BLOCKS - 1], network.folding[index])
-    weight, bias = _least_squares(_examples(encoder, decoder, network, latents))
-    network.fold.weight.copy_(weight)
-    assert network.fold.bias is not None
-    network.fold.bias.copy_(bias)
+    halves.fit(network.fold, _examples(encoder, decoder, network, latents))
     return network
 
 
@@ -105,24 +160,6 @@ def _examples(
         picture = F.interpolate(decoder(latent), scale_factor=2, mode="bicubic").clamp(0, 1)
         wanted = nn.Sequential(*list(encoder)[: -_BLOCKS - 1])(picture)
         yield to_picture(network.unfolded(latent)), wanted
-
-
-def _least_squares(examples: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """The weight and bias of the 3x3 convolution that comes nearest to the examples."""
-    gram: Tensor | None = None
-    product: Tensor | None = None
-    for given, wanted in examples:
-        places = F.unfold(given, 3, padding=1)[0].double().T
-        places = torch.cat([places, places.new_ones(len(places), 1)], dim=1)
-        targets = wanted[0].flatten(1).double().T
-        gram = places.T @ places if gram is None else gram + places.T @ places
-        product = places.T @ targets if product is None else product + places.T @ targets
-    if gram is None or product is None:
-        raise TrainingError("no pair to fit the joint to")
-    ridge = _RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    solution = torch.linalg.solve(gram + ridge, product).float()
-    dim = solution.shape[1]
-    return solution[:-1].T.reshape(dim, dim, 3, 3), solution[-1]
 
 
 def _copy(given: nn.Module, to: nn.Conv2d) -> None:

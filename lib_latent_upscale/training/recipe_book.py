@@ -359,7 +359,7 @@ _OWN = (
     Recipe(
         name="halfway",
         summary="the project's own network, judged by decoded squares; trains on a CPU in an hour",
-        network=NetworkSpec("halfway", soft_relu=0.1),
+        network=NetworkSpec("halfway", soft_relu=0.01),
         terms=(
             Term("l1", 0.1),
             Term("l1", 0.3, options={"average": 4}),
@@ -384,7 +384,7 @@ _OWN = (
         "factors up to 2. L1 of latents alone gives sharp pictures that are wrong; losses on "
         "decoded ones alone let the latents drift where a decoder does not show it. Hidden values "
         "are small, 0.05 to 0.5, and plain Muon and AdamW both put out whole layers of ReLUs: so "
-        "its updates are centered, the biases slow, and ReLUs learn below zero.",
+        "its updates are centered, the biases slow, and ReLUs learn a little below zero.",
         source="this project",
     ),
 )
