@@ -155,7 +155,7 @@ class _SoftRelu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (result,) = ctx.saved_tensors
-        return torch.where(result > 0, gradient, ctx.slope * gradient), None
+        return torch.ops.aten.leaky_relu_backward(gradient, result, ctx.slope, True), None
 
 
 def use_fourier_ends(network: nn.Module) -> None:
