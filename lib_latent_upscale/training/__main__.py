@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     keep_freed_memory()
     command = argparse.ArgumentParser(
-        prog=f"{parser.prog} {chosen}", description=(module.__doc__ or "").split("\n\n")[0]
+        prog=f"{parser.prog} {chosen}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(command)
     try:

@@ -24,6 +24,7 @@ from . import devices
 from .errors import TrainingError
 from .latent_classifier import LatentClassifier, save
 from .optimizers import RateSchedule, set_rate
+from .options import add_computing, add_shards
 from .shards import ShardReader
 from .stopping import Stop
 from .stream import PairStream
@@ -39,11 +40,8 @@ _HELD_BATCHES = 16
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `classifier`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.description = __doc__
+    add_shards(parser, of=" of pictures in folders")
     add = parser.add_argument
-    add("--data", nargs="+", required=True, metavar="SHARDS",
-        help="shard files or folders of them, made by prepare of pictures in folders")  # fmt: skip
     add("--out", required=True, type=Path, metavar="FILE",
         help="the .safetensors file to write")  # fmt: skip
     add("--steps", type=int, default=20000, help="how many (default: %(default)s)")
@@ -59,16 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pairs that are measured on instead, one in eight at most (default: %(default)s)"
         )  # fmt: skip
     add("--seed", type=int, default=0, help="of all random numbers (default: %(default)s)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu, cuda, cuda:1, mps (default here: %(default)s)")  # fmt: skip
-    add("--precision", choices=["bf16", "fp32"], default="fp32",
-        help="bf16 is faster on GPUs that have it (default: %(default)s)")  # fmt: skip
+    add_computing(parser, "fp32")
     add("--dry-run", action="store_true", help="print what would be done; train and write nothing")
 
 
 def run(options: argparse.Namespace) -> int:
     """Trains as the options say. Raises `TrainingError` for what the user can put right."""
     _check(options)
+    options.device = str(devices.find(options.device))
     reader = ShardReader(options.data)
     if len(reader.labels) < 2:
         raise TrainingError(
@@ -170,4 +166,3 @@ def _check(options: argparse.Namespace) -> None:
             raise TrainingError(f"--{name.replace('_', '-')} is to be above 0")
     if options.width < 8 or options.width % 8:
         raise TrainingError(f"--width is a multiple of 8, not {options.width}")
-    devices.find(options.device)

@@ -28,6 +28,7 @@ from ..weights import writing
 from . import codecs, devices, halves, initial, trained, whole
 from .criterion import Criterion
 from .errors import TrainingError
+from .options import add_computing, add_shards
 from .recipe_book import RECIPES
 from .shards import ShardReader
 from .stream import PairStream
@@ -46,11 +47,8 @@ _CROP = 14
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `halfway`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.description = __doc__
+    add_shards(parser)
     add = parser.add_argument
-    add("--data", nargs="+", required=True, metavar="SHARDS", type=Path,
-        help="shard files or folders of them, made by prepare")  # fmt: skip
     add("--vae", required=True, type=Path, metavar="FILE", help="TAESD's encoder of their space")
     add("--decoder", required=True, type=Path, metavar="FILE", help="TAESD's decoder")
     add("--out", required=True, type=Path, metavar="FILE",
@@ -62,9 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="in which each half learns by itself (4000 3000)")  # fmt: skip
     add("--batch", type=int, default=8, help="squares of a step (%(default)s)")
     add("--seed", type=int, default=0, help="(%(default)s)")
-    add("--device", default="auto", help="cpu, cuda, ... (a GPU if there is one)")
-    add("--precision", choices=["bf16", "fp32"], default="bf16",
-        help="fp32 is the faster one on a CPU without bfloat16 (%(default)s)")  # fmt: skip
+    add_computing(parser)
     add("--threads", type=int, metavar="N", help="of the CPU; all if not given")
 
 

@@ -31,6 +31,7 @@ from . import devices, metrics, trained, whole
 from .ema import Ema
 from .errors import TrainingError
 from .optimizers import RateSchedule, set_rate
+from .options import add_computing, add_shards
 from .shards import ShardReader
 from .vae import Vae, open_vae, to_images
 
@@ -46,11 +47,8 @@ DECODED = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `preview`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.description = __doc__
+    add_shards(parser)
     add = parser.add_argument
-    add("--data", nargs="+", required=True, metavar="SHARDS", type=Path,
-        help="shard files or folders of them, made by prepare")  # fmt: skip
     add("--decoder", required=True, type=Path, metavar="FILE", help="TAESD's decoder of the space")
     add("--out", required=True, type=Path, metavar="FILE",
         help="the .safetensors file to write, float16, 0.8 MB")  # fmt: skip
@@ -62,9 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, default=8, help="squares of a step (%(default)s)")
     add("--learning-rate", type=float, default=1.5e-3, help="its peak (%(default)s)")
     add("--seed", type=int, default=1, help="of the squares and the training (%(default)s)")
-    add("--device", default="auto", help="cpu, cuda, ... (a GPU if there is one)")
-    add("--precision", choices=["bf16", "fp32"], default="bf16",
-        help="fp32 is the faster one on a CPU without bfloat16 (%(default)s)")  # fmt: skip
+    add_computing(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -46,8 +46,6 @@ _SHORTCUTS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `train`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.description = __doc__
     add = parser.add_argument
     add("--recipe", metavar="NAME", help="which, see --list-recipes (default: compact)")
     add("--data", nargs="+", metavar="SHARDS", help="shard files or folders of them, by prepare")

@@ -1,0 +1,25 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_shards(parser: argparse.ArgumentParser, of: str = "") -> None:
+    """`data`, what to learn from."""
+    parser.add_argument(
+        "--data", nargs="+", required=True, metavar="SHARDS", type=Path,
+        help=f"shard files or folders of them, made by prepare{of}",
+    )  # fmt: skip
+
+
+def add_computing(parser: argparse.ArgumentParser, precision: str = "bf16") -> None:
+    """`device`, for `devices.find`, and `precision`, "bf16" or "fp32"."""
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, mps (a GPU if there is one)"
+    )
+    parser.add_argument(
+        "--precision", choices=["bf16", "fp32"], default=precision,
+        help="bf16 is the faster one on GPUs and CPUs that have it (%(default)s)",
+    )  # fmt: skip
