@@ -21,6 +21,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from .architectures.layers.kernels import PackedWeights
 from .inference import LatentUpscaler, load
 from .weights.errors import WeightsError
 
@@ -296,8 +297,11 @@ class UpscalerCache:
 
 
 def size(network: nn.Module) -> int:
-    """The bytes of a network's weights."""
+    """The bytes of a network's weights, and of those that a CPU keeps in its own order beside."""
     tensors = [*network.parameters(), *network.buffers()]
+    for layer in network.modules():
+        if isinstance(packed := getattr(layer, "packed", None), PackedWeights):
+            tensors += packed.kept()
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

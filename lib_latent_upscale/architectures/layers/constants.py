@@ -39,6 +39,10 @@ class ConstantCache:
             self._kept.popitem(last=False)
         return value
 
+    def values(self) -> list[Any]:
+        """What is kept now."""
+        return [value for _, value in list(self._kept.values())]
+
     def __deepcopy__(self, memo: dict[int, Any]) -> ConstantCache:
         return ConstantCache()
 

@@ -64,6 +64,10 @@ class PackedWeights:
         """`weight` (out, in / groups, side, side), or some rows of it, for `convolution`."""
         return self._get(weight, "_reorder_convolution_weight", *geometry)
 
+    def kept(self) -> list[Tensor]:
+        """What takes memory beside the layer's own weights."""
+        return self._constants.values()
+
     def _get(self, weight: Tensor, operation: str, *how: list[int] | int) -> Tensor:
         if getattr(_local, "plain", False):
             return weight
