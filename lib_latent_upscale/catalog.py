@@ -190,7 +190,7 @@ def _ttl(space: LatentSpace, sha256: str, git_blob: str) -> Entry:
 
 
 _ENTRIES = (
-    _bundled(SD15, 2_824_784, "35e033b6a9496c10fe5c0288e31c2b42c1a3616b31485b03517850053cd9a634"),
+    _bundled(SD15, 2_824_784, "ffaca39ce4c8498079f7ac8c213a96e44858f7c2f8215e51625d4fa5112dde90"),
     _own(
         "compact-sd15",
         "Latent (compact SD1.5)",
@@ -237,7 +237,7 @@ _ENTRIES = (
         184_614_288,
         "7e0b933982d45cfe",
     ),
-    _bundled(SDXL, 2_824_784, "5ec10b037f4b350d5058822a68fdc8c400683fac83f5431931e2e2460d2abf0d"),
+    _bundled(SDXL, 2_824_784, "6a8a0cc95ce7d5d9a6fa06a71e61ac66b25e991c40c7d3aada193487f1c6a692"),
     _sudo(
         "swinfir-4x6-mse-sdxl",
         "Latent (SwinFIR 4x6 MSE SDXL)",
@@ -309,7 +309,7 @@ _ENTRIES = (
         "a611e85506237312706bd49c8e2d8791f43f7303",
     ),
     _bundled(SD3, 2_852_456, "4d6c822deb92bfaabe9b3540203229f6c0a858c468048abc84f8f20e3841849c"),
-    _bundled(FLUX, 2_852_456, "782e1b7315de006866cdc216bc10c56f9db665aeab83793948793b92e7f3bb80"),
+    _bundled(FLUX, 2_852_456, "00d002aa8cbb5fbe169ac33475c9c32aef88662030f5999524d60063b221f44a"),
 )
 
 CATALOG: Mapping[str, Entry] = {entry.id: entry for entry in _ENTRIES}
