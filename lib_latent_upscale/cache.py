@@ -85,7 +85,8 @@ class Model:
 @dataclass(frozen=True)
 class Statistics:
     """hits: uses that found their model, or their copy, there. loads: from disk. copies: made.
-    bytes: of weights, by device. models: the paths of those that are loaded."""
+    bytes: of weights, packed ones among them, by device.
+    models: the paths of those that are loaded."""
 
     hits: int
     loads: int

@@ -26,6 +26,7 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 from torch import Tensor
 
 from lib_latent_upscale.architectures.city96 import City96
+from lib_latent_upscale.architectures.layers import kernels
 from lib_latent_upscale.catalog import CATALOG
 
 from ..misbehaving import Manner, MisbehavingServer
@@ -200,8 +201,9 @@ def test_status_tells_what_is_loaded_and_unload_takes_it_out(api: TestClient) ->
     assert api.post("/latent-upscale/upscale", json=asked).status_code == 200
     after = api.get("/latent-upscale/status").json()
     assert after["models"] == [BUNDLED.file.name] and after["loads"] == 1
-    # The file is in half precision, and has a header.
-    assert 1.9 < after["loaded"]["cpu"] / BUNDLED.file.size <= 2
+    # The file is in half precision, and has a header; a CPU packs its weights beside them.
+    copies = 2 if kernels.usable(torch.ones(1)) else 1
+    assert 1.9 * copies < after["loaded"]["cpu"] / BUNDLED.file.size <= 2 * copies
     (bundled,) = (o for o in api.get("/latent-upscale/models").json() if o["loaded"])
     assert bundled["loaded"] == after["loaded"]
 
