@@ -148,7 +148,8 @@ def _train(chosen: Settings, resume: bool) -> int:
 def _same_result_every_time() -> None:
     """Some gradients are sums over threads in whichever order they come, unless forbidden."""
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if hasattr(torch.utils, "deterministic"):  # torch 2.1 fills no memory, and has no such switch
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _settings(options: argparse.Namespace) -> Settings:
