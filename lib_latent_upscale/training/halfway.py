@@ -99,8 +99,9 @@ def learn_halves(
         picture_side=recipe.picture_side,
     )  # fmt: skip
     stream = PairStream(
-        reader, crop=_CROP, batch=options.batch, seed=options.seed, factor=2, weighting="even"
-    )
+        reader, crop=_CROP, batch=options.batch, seed=options.seed, factor=2,
+        weighting=recipe.weighting,
+    )  # fmt: skip
     bf16 = options.precision == "bf16"
     first = halves.Reading(network).to(vae.device)
     second = halves.Writing(network).to(vae.device)

@@ -18,13 +18,13 @@ from tqdm import tqdm
 from ..architectures.halfway import Halfway
 from ..architectures.layers.tokens import to_picture, to_tokens
 from ..spaces import RAW
-from . import codecs, initial
+from . import codecs, initial, optimizers
 from .criterion import Criterion
 from .ema import Ema
 from .errors import TrainingError
 from .losses.pointwise import PSNR
-from .muon import Muon
 from .optimizers import RateSchedule, set_rate
+from .recipe_book import RECIPES
 from .stream import Batch, PairStream
 from .vae import Vae
 
@@ -34,6 +34,8 @@ _FLOOR = 1e-3
 """Of the first half's loss: 36 dB, which it does not come to."""
 _RIDGE = 1e-3
 """Of the mean of the features' squares: keeps a fit from what little data cannot tell."""
+_RECIPE = RECIPES["halfway"]
+"""What the whole is trained by afterwards."""
 _LEARNING_RATE = 1e-3
 _WARM_UP = 50
 _REPORTS = 8
@@ -186,7 +188,9 @@ def _learn(
         return
     device = next(module.parameters()).device
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
-    optimizer = Muon(module.parameters(), _LEARNING_RATE, centered=True, rest=0.05)
+    optimizer = optimizers.build(
+        _RECIPE.optimizer, module.parameters(), _LEARNING_RATE, _RECIPE.optimizer_options
+    )
     schedule = RateSchedule("cosine", steps, warm_up=min(_WARM_UP, steps))
     average = Ema(module, 0.995)
     told, total = max(1, steps // _REPORTS), 0.0
