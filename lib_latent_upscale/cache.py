@@ -21,6 +21,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from .architectures.layers import windows
 from .architectures.layers.kernels import PackedWeights
 from .inference import LatentUpscaler, load
 from .weights.errors import WeightsError
@@ -273,9 +274,15 @@ class UpscalerCache:
             copy = model.copies.pop(place, None)
             if copy is not None:
                 self.residence.leave(copy.network)
+                if not self._has_copies(place[0]):
+                    windows.forget()  # which are there, too, and of no network
             return copy is not None
         finally:
             model.lock.release()
+
+    def _has_copies(self, device: torch.device) -> bool:
+        models = list(self._models.values())
+        return any(place[0] == device for model in models for place in list(model.copies))
 
     def _forget_old(self) -> None:
         """Forgets the least recently used models beyond what the CPU keeps; never the last."""

@@ -107,13 +107,7 @@ class Engine:
         while True:
             told(way.device, way.dtype)
             try:
-                working = self._working_bytes(model, latent, size, way)
-                with (
-                    self.cache.use(model, way.device, way.dtype, working=working) as upscaler,
-                    chunk_limit(way.limit),
-                ):
-                    self._set_compile(upscaler, compile and way.is_first)
-                    return upscaler(latent, size, should_stop, tile=way.tile, progress=progress)
+                return self._run(model, latent, size, way, compile, should_stop, progress)
             except (NotFiniteError, RuntimeError, MemoryError) as error:
                 if way.device.type != "cpu" and way.dtype == torch.float32 and _is_unknown(error):
                     self._cpu_only.add((name, device.type))
@@ -136,6 +130,25 @@ class Engine:
                 way = following
             # Outside of the handler: a traceback would hold what it failed with.
             self._make_room(device)
+
+    def _run(
+        self,
+        model: Model,
+        latent: Tensor,
+        size: tuple[int, int],
+        way: _Way,
+        compile: bool,
+        should_stop: Callable[[], bool] | None,
+        progress: Callable[[float], None] | None,
+    ) -> Tensor:
+        """One try. By itself, so that when it fails nothing but the cache holds the copy."""
+        working = self._working_bytes(model, latent, size, way)
+        with (
+            self.cache.use(model, way.device, way.dtype, working=working) as upscaler,
+            chunk_limit(way.limit),
+        ):
+            self._set_compile(upscaler, compile and way.is_first)
+            return upscaler(latent, size, should_stop, tile=way.tile, progress=progress)
 
     def _working_bytes(self, model: Model, latent: Tensor, size: tuple[int, int], way: _Way) -> int:
         """What to ask the host for: nothing on the CPU, or where it is tried with less already."""

@@ -88,10 +88,11 @@ class Halfway(Network):
         decides what to make of them: each channel is scaled and shifted by its place.
         """
         between = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
-        rows = _places(features.shape[-2], size[0]).expand(-1, size[1], -1)
-        columns = _places(features.shape[-1], size[1]).transpose(0, 1).expand(size[0], -1, -1)
-        places = torch.cat([rows, columns], dim=-1).permute(2, 0, 1)[None]
-        gain, shift = self.phase(places.to(features)).chunk(2, dim=1)
+        # A row's part and a column's are all there is to a place's gain and shift.
+        by_row, by_column = self.phase.weight.chunk(2, dim=1)
+        rows = F.conv2d(_places(features.shape[-2], size[0]).to(features), by_row)
+        columns = F.conv2d(_places(features.shape[-1], size[1]).to(features), by_column)
+        gain, shift = (rows + columns.transpose(2, 3)).chunk(2, dim=1)
         return torch.addcmul(between + shift, between, gain)
 
 
@@ -99,13 +100,13 @@ _PLACE_CHANNELS = 3
 
 
 def _places(given: int, wanted: int) -> Tensor:
-    """(wanted, 1, 3): how far the resampling goes, and where between two of the given pixels
+    """(1, 3, wanted, 1): how far the resampling goes, and where between two of the given pixels
     each wanted one's centre lies, as cosine and sine; all 0 where the pixels are the same."""
     step = given / wanted
     centers = (torch.arange(wanted, dtype=torch.float64) + 0.5) * step - 0.5
     angles = 2 * pi * centers
     channels = [torch.full_like(angles, step - 1), angles.cos() - 1, angles.sin()]
-    return torch.stack(channels, dim=-1)[:, None].float()
+    return torch.stack(channels)[None, :, :, None].float()
 
 
 def _blocks(dim: int, count: int) -> nn.Sequential:

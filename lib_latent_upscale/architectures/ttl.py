@@ -125,8 +125,7 @@ class Ttl(Network):
             raise ValueError("this network has no factor of its own: give forward a size")
         if tuple(size) == tuple(x.shape[-2:]):
             return x
-        factor = torch.tensor([[size[1] / x.shape[-1] - 1]], dtype=x.dtype, device=x.device)
-        embedding = self.embed(factor)
+        embedding = self.embed(x.new_full((1, 1), size[1] / x.shape[-1] - 1))
         # In half precision, the blocks' results are summed up in float32.
         dtype = x.dtype
         x = self.conv_in(x).to(torch.promote_types(dtype, torch.float32))
