@@ -42,6 +42,17 @@ def _kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(kernels, "_work", lambda dtype: False)
 
 
+@pytest.mark.parametrize(("torchs", "may"), [("2.1.2+cu121", False), ("2.10.0", True)])
+def test_the_kernels_of_torch_2_1_are_not_used(
+    torchs: str, may: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They ended the process now and then."""
+    monkeypatch.setattr(torch, "__version__", torchs)
+    usable = kernels._work.__wrapped__(torch.float32)
+    monkeypatch.undo()
+    assert usable is (may and kernels._work(torch.float32))
+
+
 @pytest.mark.usefixtures("_kernel")
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
 @pytest.mark.parametrize("bias", [True, False])
