@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib_latent_upscale.architectures import from_state_dict
-from lib_latent_upscale.architectures.layers import constants, kernels, swin
+from lib_latent_upscale.architectures.layers import attention, constants, kernels, swin
 from lib_latent_upscale.architectures.layers.attention import (
     channel_mix,
     channel_weights,
@@ -235,6 +236,27 @@ def test_wider_heads_attend_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(block(x, skip), expected)
     block.proj.weight.mul_(2)
     assert not torch.allclose(block(x, skip), expected)
+
+
+@pytest.mark.parametrize("model", ["DAT6x6", "CRAFT7x6", "DRCT12x6"])
+def test_a_gpu_gets_heads_that_its_fused_attention_takes(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = from_state_dict(published.small_state_dict(model)).requires_grad_(False)
+    fused, short = F.scaled_dot_product_attention, []
+
+    def watched(q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
+        short.extend(one.shape[-1] % 8 for one in (q, k, v))
+        return fused(q, k, v, **how)
+
+    x = torch.randn(1, 4, 18, 21)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    expected = network(x)
+    assert any(short)
+    short.clear()
+    monkeypatch.setattr(attention, "_is_gpu", lambda x: True)
+    assert relative_error(network(x), expected) < 1e-5
+    assert short and not any(short)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
