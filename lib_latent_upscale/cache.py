@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from .architectures.layers import windows
-from .architectures.layers.kernels import PackedWeights
+from .architectures.layers.constants import caches_of
 from .inference import LatentUpscaler, load
 from .weights.errors import WeightsError
 
@@ -86,7 +86,7 @@ class Model:
 @dataclass(frozen=True)
 class Statistics:
     """hits: uses that found their model, or their copy, there. loads: from disk. copies: made.
-    bytes: of weights, packed ones among them, by device.
+    bytes: of weights and the constants that come of them, by device.
     models: the paths of those that are loaded."""
 
     hits: int
@@ -305,11 +305,11 @@ class UpscalerCache:
 
 
 def size(network: nn.Module) -> int:
-    """The bytes of a network's weights, and of those that a CPU keeps in its own order beside."""
+    """The bytes of a network's weights and of the constants that it keeps: position biases, and
+    on a CPU the weights once more, in the kernels' own order."""
     tensors = [*network.parameters(), *network.buffers()]
-    for layer in network.modules():
-        if isinstance(packed := getattr(layer, "packed", None), PackedWeights):
-            tensors += packed.kept()
+    for constants in caches_of(network):
+        tensors += constants.tensors()
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from .layers.constants import caches_of
 
 
 class StateDictError(ValueError):
@@ -95,6 +97,19 @@ class Network(nn.Module):
             raise ValueError(f"{self.architecture} has no factor of its own: any size goes")
         # The small term keeps 20 * 1.15 = 22.999... from losing a row.
         return int(height * self.scale + 1e-6), int(width * self.scale + 1e-6)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Network:
+        """What `to` does, by whomever. Constants must not stay where the weights have left: a host
+        that is short of memory sends away what it knows of, which is the weights."""
+        before = self._whereabouts()
+        super()._apply(fn, recurse)
+        if self._whereabouts() != before:
+            for constants in caches_of(self):
+                constants.clear()
+        return self
+
+    def _whereabouts(self) -> set[tuple[torch.device, torch.dtype]]:
+        return {(weight.device, weight.dtype) for weight in self.parameters()}
 
     def to_state_dict(self) -> dict[str, Tensor]:
         """The weights under their published keys, without the derived entries."""

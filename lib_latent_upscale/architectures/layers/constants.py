@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 _KEPT = 8
 
@@ -39,15 +40,26 @@ class ConstantCache:
             self._kept.popitem(last=False)
         return value
 
-    def values(self) -> list[Any]:
+    def tensors(self) -> list[Tensor]:
         """What is kept now."""
-        return [value for _, value in list(self._kept.values())]
+        kept = tree_flatten([value for _, value in list(self._kept.values())])[0]
+        return [one for one in kept if isinstance(one, Tensor)]
+
+    def clear(self) -> None:
+        """Forgets all; it is computed anew where it is needed."""
+        self._kept.clear()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ConstantCache:
-        return ConstantCache()
+        return type(self)()
 
     def __reduce__(self) -> tuple[type[ConstantCache], tuple[()]]:
-        return ConstantCache, ()
+        return type(self), ()
+
+
+def caches_of(network: nn.Module) -> Iterator[ConstantCache]:
+    """Those of all its modules."""
+    for module in network.modules():
+        yield from (one for one in vars(module).values() if isinstance(one, ConstantCache))
 
 
 _counts = Counter[str]()

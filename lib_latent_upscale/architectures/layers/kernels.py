@@ -45,7 +45,7 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
     return x if activation == "none" else getattr(F, activation)(x)
 
 
-class PackedWeights:
+class PackedWeights(ConstantCache):
     """A layer's weights in the order in which oneDNN computes with them, each put so once.
 
     Without it every call does that anew: 5 to 10% of a linear layer's time in float32, for 4096
@@ -53,25 +53,18 @@ class PackedWeights:
     bfloat16 (Intel Xeon with AMX). The layer's own weights stay as they are, beside it.
     """
 
-    def __init__(self) -> None:
-        self._constants = ConstantCache()
-
     def linear(self, weight: Tensor) -> Tensor:
         """`weight` (out, in), of the layer or some rows of it, for `linear`."""
-        return self._get(weight, "_reorder_linear_weight")
+        return self._packed(weight, "_reorder_linear_weight")
 
     def convolution(self, weight: Tensor, geometry: _Geometry) -> Tensor:
         """`weight` (out, in / groups, side, side), or some rows of it, for `convolution`."""
-        return self._get(weight, "_reorder_convolution_weight", *geometry)
+        return self._packed(weight, "_reorder_convolution_weight", *geometry)
 
-    def kept(self) -> list[Tensor]:
-        """What takes memory beside the layer's own weights."""
-        return self._constants.values()
-
-    def _get(self, weight: Tensor, operation: str, *how: list[int] | int) -> Tensor:
+    def _packed(self, weight: Tensor, operation: str, *how: list[int] | int) -> Tensor:
         if getattr(_local, "plain", False):
             return weight
-        return self._constants.get(
+        return self.get(
             (weight.storage_offset(), weight.shape),
             (weight,),
             lambda: getattr(torch.ops.mkldnn, operation)(weight.contiguous(), *how),
