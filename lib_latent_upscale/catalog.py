@@ -237,7 +237,7 @@ _ENTRIES = (
         184_614_288,
         "7e0b933982d45cfe",
     ),
-    _bundled(SDXL, 2_824_784, "6a8a0cc95ce7d5d9a6fa06a71e61ac66b25e991c40c7d3aada193487f1c6a692"),
+    _bundled(SDXL, 2_824_784, "67b01486b7a8b4070688bdef7a97281e2a9acfdb41ee88dd79e34f7aca174a28"),
     _sudo(
         "swinfir-4x6-mse-sdxl",
         "Latent (SwinFIR 4x6 MSE SDXL)",
@@ -308,7 +308,7 @@ _ENTRIES = (
         "0bca261c96e136cb9e2f330f40386e6cbcaaf464cd39e9f7752c9e7b32e825e8",
         "a611e85506237312706bd49c8e2d8791f43f7303",
     ),
-    _bundled(SD3, 2_852_456, "4d6c822deb92bfaabe9b3540203229f6c0a858c468048abc84f8f20e3841849c"),
+    _bundled(SD3, 2_852_456, "ad116db092ef5354f1e7e684123c5663f71c50a2daae27792748aa9403e8c2cb"),
     _bundled(FLUX, 2_852_456, "00d002aa8cbb5fbe169ac33475c9c32aef88662030f5999524d60063b221f44a"),
 )
 
