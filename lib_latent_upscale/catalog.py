@@ -237,7 +237,7 @@ _ENTRIES = (
         184_614_288,
         "7e0b933982d45cfe",
     ),
-    _bundled(SDXL, 2_824_784, "67b01486b7a8b4070688bdef7a97281e2a9acfdb41ee88dd79e34f7aca174a28"),
+    _bundled(SDXL, 2_824_784, "6a8a0cc95ce7d5d9a6fa06a71e61ac66b25e991c40c7d3aada193487f1c6a692"),
     _sudo(
         "swinfir-4x6-mse-sdxl",
         "Latent (SwinFIR 4x6 MSE SDXL)",
