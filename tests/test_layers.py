@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.torch_version import TorchVersion
 
 from lib_latent_upscale.architectures import from_state_dict
 from lib_latent_upscale.architectures.layers import attention, constants, kernels, swin
@@ -45,10 +46,10 @@ def _kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_kernels_of_torch_2_1_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """They ended the process now and then."""
-    monkeypatch.setattr(torch, "__version__", "2.1.2+cu121")
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.1.2+cu121"))
     assert not kernels._work.__wrapped__(torch.float32)
-    monkeypatch.setattr(torch, "__version__", "2.10.0")
-    assert kernels._version() == (2, 10)
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.10.0"))
+    assert kernels._work.__wrapped__(torch.float32) is torch.backends.mkldnn.is_available()
 
 
 @pytest.mark.usefixtures("_kernel")

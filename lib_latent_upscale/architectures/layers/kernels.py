@@ -140,7 +140,9 @@ def _geometry(x: Tensor, weight: Tensor) -> _Geometry:
 @cache
 def _work(dtype: torch.dtype) -> bool:
     """Whether this torch, on this CPU, has the kernels in this precision."""
-    if _version() < (2, 2):  # now and then they end the process: see CONTRIBUTING.md
+    if (
+        torch.__version__ < "2.2"
+    ):  # compared as versions; now and then they end the process: see CONTRIBUTING.md
         return False
     with torch.inference_mode(False), torch.no_grad():
         one, picture = torch.ones(1, 1, dtype=dtype), torch.ones(1, 1, 1, 1, dtype=dtype)
@@ -156,8 +158,3 @@ def _work(dtype: torch.dtype) -> bool:
         except (AttributeError, RuntimeError, NotImplementedError, TypeError):
             return False
     return True
-
-
-def _version() -> tuple[int, ...]:
-    """torch's, of two numbers."""
-    return tuple(int(part) for part in torch.__version__.split(".")[:2])
