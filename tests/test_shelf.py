@@ -98,6 +98,14 @@ def test_fetched_verified_and_deleted(shelf: Shelf, folder: Path) -> None:
     assert shelf.fetch("safe").is_file()
 
 
+def test_deleting_leaves_nothing_in_folders_that_had_nothing(shelf: Shelf, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with_another = replace(shelf, folders=(*shelf.folders, tmp_path / "empty"))
+    path = with_another.fetch("safe")
+    assert with_another.delete("safe") == [path]
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
 def test_what_has_arrived_of_a_broken_download_is_deleted_too(shelf: Shelf, folder: Path) -> None:
     (folder / ".fetching").mkdir()
     (folder / ".fetching" / "safe.safetensors").write_bytes(SAFE[:1000])

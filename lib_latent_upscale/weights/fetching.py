@@ -106,15 +106,20 @@ class Fetcher:
         """
         if entry.file.url is None:
             raise FetchError(f"{entry.id} was not downloaded, so it cannot be fetched again")
+        if not self._under_way.is_dir() and not self._files(entry):
+            return []  # a lock would leave something where there was nothing
         with self._alone(entry):
-            part = self._under_way / entry.file.name
-            discard(part)
-            files_there = [self.folder / name for name in entry.file.local_names]
-            found = [path for path in files_there if os.path.lexists(path) and not path.is_dir()]
+            discard(self._under_way / entry.file.name)
+            found = self._files(entry)
             for path in found:
                 self._make_way(path)
                 path.unlink()
             return found
+
+    def _files(self, entry: Entry) -> list[Path]:
+        """The entry's files and links in `folder`."""
+        paths = [self.folder / name for name in entry.file.local_names]
+        return [path for path in paths if os.path.lexists(path) and not path.is_dir()]
 
     def _addresses(self, entry: Entry) -> Sequence[str]:
         file = entry.file

@@ -481,7 +481,8 @@ def test_a_hires_checkpoint_of_another_space_is_refused_before_the_first_pass(ho
 
 
 def test_sixteen_channels_have_a_network_of_their_own(host: Host) -> None:
-    job = host.txt2img({**HIRES, "hr_upscaler": NEURAL}, checkpoint="flux")
+    # A small FLUX with Forge's "Automatic" schedule samples NaN, with any upscaler.
+    job = host.txt2img({**HIRES, "hr_upscaler": NEURAL, "scheduler": "Simple"}, checkpoint="flux")
     assert job.error is None
     assert "bundled-flux" in job.log
 
