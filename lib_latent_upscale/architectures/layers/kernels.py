@@ -140,9 +140,8 @@ def _geometry(x: Tensor, weight: Tensor) -> _Geometry:
 @cache
 def _work(dtype: torch.dtype) -> bool:
     """Whether this torch, on this CPU, has the kernels in this precision."""
-    if (
-        torch.__version__ < "2.2"
-    ):  # compared as versions; now and then they end the process: see CONTRIBUTING.md
+    # Compared as versions, not as text. Before 2.2 they may end the process: see CONTRIBUTING.md.
+    if torch.__version__ < "2.2":
         return False
     with torch.inference_mode(False), torch.no_grad():
         one, picture = torch.ones(1, 1, dtype=dtype), torch.ones(1, 1, 1, 1, dtype=dtype)
