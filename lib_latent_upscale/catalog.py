@@ -192,6 +192,16 @@ def _ttl(space: LatentSpace, sha256: str, git_blob: str) -> Entry:
 _ENTRIES = (
     _bundled(SD15, 2_824_784, "ffaca39ce4c8498079f7ac8c213a96e44858f7c2f8215e51625d4fa5112dde90"),
     _own(
+        "sharp-sd15",
+        "Latent (sharp SD1.5)",
+        "halfway",
+        SD15,
+        "halfway-sharp-sd15.safetensors",
+        2_824_784,
+        "09bfcb0cf1289306c44da16a6f6e428016f53902c7d8af6e6c5ad35ec5aae193",
+        factor=None,
+    ),
+    _own(
         "compact-sd15",
         "Latent (compact SD1.5)",
         "compact",

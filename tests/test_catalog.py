@@ -17,6 +17,7 @@ IDS = {
     "bundled-sd15",
     "bundled-sdxl",
     "compact-sd15",
+    "sharp-sd15",
     "bundled-sd3",
     "bundled-flux",
     "sudo-dat-6x6-sd15",
@@ -38,7 +39,7 @@ IDS = {
     "ttl-sd15",
     "ttl-sdxl",
 }
-OURS = {"compact-sd15", *(f"bundled-{space}" for space in SPACES)}
+OURS = {"compact-sd15", "sharp-sd15", *(f"bundled-{space}" for space in SPACES)}
 STAND_INS = {
     "sudo-dat-6x6-sd15": "DAT6x6",
     "sudo-dat-12x6-sd15": "DAT12x6",
@@ -147,7 +148,7 @@ def test_defaults_fit_their_spaces() -> None:
 
 def test_entries_of_a_space() -> None:
     assert len(list(entries())) == len(ALL)
-    assert len(list(entries(SD15))) == 10
+    assert len(list(entries(SD15))) == 11
     assert len(list(entries(SDXL))) == 11
 
 

@@ -11,10 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from lib_latent_upscale.architectures import from_state_dict, identify
 from lib_latent_upscale.architectures.halfway import Halfway
 from lib_latent_upscale.architectures.layers.tokens import to_picture
+from lib_latent_upscale.catalog import CATALOG
 from lib_latent_upscale.inference import load
-from lib_latent_upscale.spaces import SPACES
 
 from . import published
+
+SHIPPED = [entry.id for entry in CATALOG.values() if entry.architecture == "halfway"]
 
 
 @pytest.fixture
@@ -72,20 +74,20 @@ def test_where_a_pixel_lies_between_two_features_counts(network: Halfway) -> Non
     assert torch.allclose(network.resampled(features, (12, 12)), features[..., :12, :12])
 
 
-@pytest.mark.parametrize("space", SPACES)
-def test_the_shipped_files_give_their_golden_outputs(space: str) -> None:
+@pytest.mark.parametrize("id", SHIPPED)
+def test_the_shipped_files_give_their_golden_outputs(id: str) -> None:
     check = load_file(published.GOLDEN / "halfway-check.safetensors")
-    network = load(f"bundled-{space}").network
-    for expected, size in ((check[f"{space}.y"], None), (check[f"{space}.z"], (15, 18))):
+    network = load(id).network
+    for expected, size in ((check[f"{id}.y"], None), (check[f"{id}.z"], (15, 18))):
         with torch.no_grad():
-            result = network(check[f"{space}.x"], size)
+            result = network(check[f"{id}.x"], size)
         assert float((result - expected).norm() / expected.norm()) < 1e-5
 
 
-@pytest.mark.parametrize("space", SPACES)
-def test_the_shipped_networks_are_small_and_fast(space: str) -> None:
+@pytest.mark.parametrize("id", SHIPPED)
+def test_the_shipped_networks_are_small_and_fast(id: str) -> None:
     """At most 30 GFLOP for a 64x64 latent, and 8 MB in float16."""
-    upscaler = load(f"bundled-{space}")
+    upscaler = load(id)
     network = upscaler.network.to("meta")
     with FlopCounterMode(display=False) as counter:
         network(torch.empty(1, upscaler.space.channels, 64, 64, device="meta"))

@@ -44,7 +44,7 @@ def say(monkeypatch: pytest.MonkeyPatch, **said: str) -> None:
 def test_the_sets_are_of_models_that_can_be_fetched() -> None:
     assert preferences.SETS["none"] == ()
     assert set(preferences.SETS["recommended"]) < set(preferences.SETS["all"])
-    bundled = {"compact-sd15", *(f"bundled-{space}" for space in SPACES)}
+    bundled = {"compact-sd15", "sharp-sd15", *(f"bundled-{space}" for space in SPACES)}
     assert CATALOG.keys() - set(preferences.SETS["all"]) == bundled
     assert all(CATALOG[id].file.url for id in preferences.SETS["all"])
 
