@@ -164,8 +164,11 @@ def _diffusers() -> Any:
     try:
         import diffusers
         from diffusers import AutoencoderKL, AutoencoderTiny  # noqa: F401
-    except (ImportError, RuntimeError) as error:  # diffusers makes its own imports' errors these
+    # diffusers makes its own imports' errors these, and with an older torch than it knows it lacks
+    # attributes.
+    except (ImportError, RuntimeError, AttributeError) as error:
         raise TrainingError(
-            f"a VAE of this kind needs diffusers: pip install diffusers ({error})"
+            "a VAE of this kind needs diffusers, of a version for this torch: pip install "
+            f"diffusers ({error})"
         ) from error
     return diffusers
