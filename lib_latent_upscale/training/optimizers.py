@@ -34,8 +34,10 @@ def build(
     """
     chosen = name.lower().replace("-", "").replace("_", "")
     optimizer_class: Any = _KNOWN.get(chosen) or _found(chosen, name)
+    # Of a file or a command line they are lists, which newer torches make tuples of themselves.
+    given = {key: tuple(one) if isinstance(one, list) else one for key, one in options.items()}
     try:
-        return optimizer_class(list(parameters), lr=learning_rate, **options)
+        return optimizer_class(list(parameters), lr=learning_rate, **given)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise TrainingError(
             f"the optimizer {name} cannot be made with lr={learning_rate:g}, "

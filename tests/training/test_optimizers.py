@@ -65,7 +65,7 @@ def test_what_is_no_optimizer() -> None:
     with pytest.raises(TrainingError, match=r"lr=0\.001"):
         build("adamw", parameters, 1e-3, {"momentun": 0.9})
     chosen = build("AdamW", parameters, 1e-3, {"betas": [0.9, 0.99]})
-    assert tuple(chosen.param_groups[0]["betas"]) == (0.9, 0.99)
+    assert chosen.param_groups[0]["betas"] == (0.9, 0.99)
 
 
 @pytest.mark.parametrize("steps", [10, 200])

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lib_latent_upscale.spaces import FLUX, RAW, SD3, SD15, SDXL
-from lib_latent_upscale.training import codecs
+from lib_latent_upscale.training import codecs, vae_files
 from lib_latent_upscale.training.errors import TrainingError
 from lib_latent_upscale.training.vae import TinyVae, open_vae, to_images
 
@@ -138,11 +138,9 @@ def test_the_published_codecs_give_a_picture_back(space: Any) -> None:
 @pytest.fixture(scope="module")
 def diffusers() -> Any:
     try:
-        import diffusers
-        from diffusers import AutoencoderKL, AutoencoderTiny  # noqa: F401  # diffusers is lazy
-    except (ImportError, RuntimeError, AttributeError) as error:
-        pytest.skip(f"needs diffusers, of a version for this torch: {error}")
-    return diffusers
+        return vae_files._diffusers()
+    except TrainingError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
