@@ -180,8 +180,8 @@ def same_squares(one: Tensor, other: Tensor, side: int) -> tuple[Tensor, Tensor]
     """
     height, width = one.shape[-2:]
     high, wide = min(side, height), min(side, width)
-    tops = torch.randint(height - high + 1, (len(one),)).tolist()
-    lefts = torch.randint(width - wide + 1, (len(one),)).tolist()
+    tops = _starts(height, high, len(one))
+    lefts = _starts(width, wide, len(one))
 
     def cut(latents: Tensor) -> Tensor:
         squares = [
@@ -191,6 +191,18 @@ def same_squares(one: Tensor, other: Tensor, side: int) -> tuple[Tensor, Tensor]
         return torch.stack(squares)
 
     return cut(one), cut(other)
+
+
+def _starts(length: int, part: int, count: int) -> list[int]:
+    """Where `count` random parts of a side begin.
+
+    Drawn from up to half a part beyond both ends and brought back in. Were all places as likely,
+    only one of them would have the first pixel in it and `part` of them each pixel far inside; and
+    a network has a picture's borders to learn, too, where convolutions see zeros.
+    """
+    beyond = part // 2
+    starts = torch.randint(length - part + 1 + 2 * beyond, (count,)) - beyond
+    return starts.clamp(0, length - part).tolist()
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

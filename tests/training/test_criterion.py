@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lib_latent_upscale.spaces import RAW, SD15, SDXL
 from lib_latent_upscale.training.codecs import Decoder
-from lib_latent_upscale.training.criterion import Criterion, Term
+from lib_latent_upscale.training.criterion import Criterion, Term, same_squares
 from lib_latent_upscale.training.errors import TrainingError
 from lib_latent_upscale.training.latent_classifier import LatentClassifier
 from lib_latent_upscale.training.vae import TinyVae
@@ -126,6 +126,21 @@ def test_pictures_may_be_of_a_square_of_each_latent(side: int) -> None:
     assert (len(places) > 1) == (side < 8)
     with pytest.raises(TrainingError, match="picture_side"):
         Criterion([Term("l1")], picture_side=0)
+
+
+def test_squares_look_at_borders_as_much_as_at_the_middle() -> None:
+    """A corner's pixel is in a fair share of the squares, where with all places as likely it would
+    be in one of 27 * 27."""
+    torch.manual_seed(0)
+    places = torch.arange(40.0 * 40).view(1, 1, 40, 40).expand(2_000, 1, 40, 40)
+    squares, others = same_squares(places, places, 14)
+    assert torch.equal(squares, others)
+    shares = torch.bincount(squares.flatten().long(), minlength=1_600).view(40, 40) / 2_000
+    rows = shares.mean(1)
+    assert rows[[0, -1]].min() > 0.5 * rows[20]
+    assert rows.max() < 1.6 * rows[20]
+    corners = torch.stack([shares[0, 0], shares[0, -1], shares[-1, 0], shares[-1, -1]])
+    assert corners.min() > 0.15 * shares[20, 20]
 
 
 def test_the_vae_gets_raw_latents() -> None:
