@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable
+from contextlib import ExitStack
+from contextvars import ContextVar
 from typing import Any
 
 from torch import nn
 
 from .architectures.layers.chunks import before_pieces
+from .architectures.layers.scoped import scoped
 
 
 class Interrupted(Exception):
@@ -17,7 +19,7 @@ class Interrupted(Exception):
 
 
 # Of this thread, not of a network: hooks are copied along with a network.
-_thread = threading.local()
+_call: ContextVar[Call | None] = ContextVar("call", default=None)
 
 
 class Call:
@@ -60,15 +62,13 @@ class Call:
             raise Interrupted(f"{self._name} was interrupted")
 
     def __enter__(self) -> Call:
-        self._before = getattr(_thread, "call", None)
-        _thread.call = self
-        self._pieces = before_pieces(self.check)
-        self._pieces.__enter__()
+        self._scope = ExitStack()
+        self._scope.enter_context(scoped(_call, self))
+        self._scope.enter_context(before_pieces(self.check))
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._pieces.__exit__(*exception)
-        _thread.call = self._before
+        self._scope.__exit__(*exception)
 
 
 def before_each_step(network: nn.Module) -> None:
@@ -94,6 +94,6 @@ def before_each_step(network: nn.Module) -> None:
 
 
 def _at(part: float, *_: Any) -> None:
-    call: Call | None = getattr(_thread, "call", None)
+    call = _call.get()
     if call is not None:
         call.at(part)

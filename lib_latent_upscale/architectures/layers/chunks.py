@@ -6,45 +6,36 @@ other. Pictures whose intermediate values fit the limit are one piece.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
+from .scoped import scoped
+
 DEFAULT_LIMIT = 256 << 20
 """Bytes of intermediate values of a piece: enough that no latent of a usual size is cut."""
 
-_local = threading.local()
+_limit: ContextVar[int] = ContextVar("limit", default=DEFAULT_LIMIT)
+_before_piece: ContextVar[Callable[[], None] | None] = ContextVar("before_piece", default=None)
 
 
-@contextmanager
-def chunk_limit(bytes_: int) -> Iterator[None]:
+def chunk_limit(bytes_: int) -> AbstractContextManager[None]:
     """Another limit for what this thread computes in the `with` block."""
-    before = limit()
-    _local.limit = bytes_
-    try:
-        yield
-    finally:
-        _local.limit = before
+    return scoped(_limit, bytes_)
 
 
-@contextmanager
-def before_pieces(call: Callable[[], None]) -> Iterator[None]:
+def before_pieces(call: Callable[[], None]) -> AbstractContextManager[None]:
     """`call` before every piece that this thread computes in the `with` block."""
-    outer = getattr(_local, "before_piece", None)
-    _local.before_piece = call
-    try:
-        yield
-    finally:
-        _local.before_piece = outer
+    return scoped(_before_piece, call)
 
 
 def pieces_of(count: int, bytes_each: int) -> Iterator[tuple[int, int]]:
     """First and last + 1 of each piece of `count` things, each of which takes `bytes_each`."""
     most = max(1, limit() // max(1, bytes_each))
-    before_piece: Callable[[], None] | None = getattr(_local, "before_piece", None)
+    before_piece = _before_piece.get()
     for first in range(0, count, most):
         if before_piece is not None:
             before_piece()
@@ -75,4 +66,4 @@ def by_rows(
 
 def limit() -> int:
     """The limit that holds in this thread, in bytes."""
-    return int(getattr(_local, "limit", DEFAULT_LIMIT))
+    return _limit.get()

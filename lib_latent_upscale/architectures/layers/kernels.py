@@ -5,9 +5,8 @@ They are the CPU's and record no gradients. Where they cannot be used, callers d
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from functools import cache
 from typing import Literal
 
@@ -16,13 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .constants import ConstantCache
+from .scoped import scoped
 
 Activation = Literal["none", "gelu", "relu", "silu"]
 
 _Geometry = tuple[list[int], list[int], list[int], int]
 """Of a convolution: padding, stride, dilation and groups."""
 
-_local = threading.local()
+_plain: ContextVar[bool] = ContextVar("plain", default=False)
 
 
 def usable(*tensors: Tensor | None) -> bool:
@@ -62,7 +62,7 @@ class PackedWeights(ConstantCache):
         return self._packed(weight, "_reorder_convolution_weight", *geometry)
 
     def _packed(self, weight: Tensor, operation: str, *how: list[int] | int) -> Tensor:
-        if getattr(_local, "plain", False):
+        if _plain.get():
             return weight
         return self.get(
             (weight.storage_offset(), weight.shape),
@@ -71,15 +71,9 @@ class PackedWeights(ConstantCache):
         )
 
 
-@contextmanager
-def plain_weights() -> Iterator[None]:
+def plain_weights() -> AbstractContextManager[None]:
     """This thread's calls in the `with` block take no packed weights, which only oneDNN reads."""
-    before = getattr(_local, "plain", False)
-    _local.plain = True
-    try:
-        yield
-    finally:
-        _local.plain = before
+    return scoped(_plain, True)
 
 
 def linear(
