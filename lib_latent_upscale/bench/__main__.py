@@ -26,11 +26,11 @@ from .measure import (
     Seconds,
     hardware,
     interleaved,
-    keep_freed_memory,
     median,
     operations,
     peak_bytes,
     ratio,
+    settle_allocator,
 )
 from .networks import MODELS
 from .reference import published
@@ -40,7 +40,7 @@ from .report import HEADER, Report, Row, line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
     options = _parser().parse_args(arguments)
-    keep_freed_memory()
+    settle_allocator()
     dtypes = {name: getattr(torch, name) for name in options.dtypes}
     products = {name: Product.on(options.device, dtype) for name, dtype in dtypes.items()}
     report = Report(

@@ -32,7 +32,7 @@ class Seconds:
     """Of all threads of this process: other processes' work is not in it, as it is in `wall`."""
 
 
-def keep_freed_memory() -> None:
+def settle_allocator() -> None:
     """Has glibc keep the memory of tensors that are freed, as in a process that has run for long.
 
     In the first thread of a new one it gives them back to the system, to fetch them again page by
