@@ -16,6 +16,7 @@ COMMANDS = {
     "prepare": "make pairs of latents from folders of pictures",
     "train": "train a network by a recipe",
     "halfway": "make weights that halfway's training begins from",
+    "average": "average the weights of runs that went on from the same",
     "classifier": "train the features of the contextual loss",
     "evaluate": "measure models on a folder of pictures",
     "preview": "train a small decoder to look at latents with",

@@ -1,0 +1,86 @@
+"""Average the weights of several runs that went on from the same weights.
+
+    python -m lib_latent_upscale.training average runs/one runs/other --shares 0.4 0.6 \\
+        --out both.safetensors
+
+Where a step's gradient is mostly noise, what two runs learnt is the same, and what their last steps
+did to them is not: the mean is often better than either (Wortsman et al., Model soups, 2022). Runs
+of different beginnings have nothing in common. Measure what you get, by `evaluate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..weights import writing
+from . import trained, whole
+from .errors import TrainingError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `average`."""
+    add = parser.add_argument
+    add("weights", nargs="+", type=Path, metavar="RUN",
+        help="runs' folders or files of weights; what is said of them is the first's")  # fmt: skip
+    add("--shares", nargs="+", type=float, metavar="N",
+        help="how much each counts; all as much if not given")  # fmt: skip
+    add("--out", required=True, type=Path, metavar="FILE",
+        help="the .safetensors file to write")  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> int:
+    """The command. Raises `TrainingError` for what the user can put right."""
+    if options.out.suffix != ".safetensors":
+        raise TrainingError(f"--out {options.out}: a file of weights is a .safetensors file")
+    shares = options.shares or [1.0] * len(options.weights)
+    given = [trained.read(path) for path in options.weights]
+    tensors = average(given, shares)
+    about = {key: text for key, text in given[0].metadata.items() if key not in _NOT_KEPT}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with whole.replacing(options.out) as part:
+        writing.write(part, tensors, about)
+    print(f"{options.out}: the average of {len(given)} networks' weights")
+    return 0
+
+
+_NOT_KEPT = ("format", "figures")
+"""The writer's own, and what was measured of the first alone."""
+
+
+def average(given: Sequence[trained.Trained], shares: Sequence[float]) -> dict[str, Tensor]:
+    """The mean of networks' weights, float32, each as much as its part of the shares' sum.
+
+    Raises `TrainingError` for fewer than two, for other shares than one above 0 for each, and for
+    networks that are not built alike.
+    """
+    if len(given) < 2:
+        raise TrainingError("an average is of two networks' weights, or more")
+    if len(shares) != len(given) or not all(math.isfinite(one) and one > 0 for one in shares):
+        raise TrainingError(f"--shares has a number above 0 for each of the {len(given)} networks")
+    first = given[0]
+    for other in given[1:]:
+        if unlike := _unlike(first, other):
+            raise TrainingError(
+                f"{other.path} is not built as {first.path}: they differ in {unlike}"
+            )
+    parts = torch.tensor(shares, dtype=torch.float64) / math.fsum(shares)
+    means = {}
+    for key, value in first.tensors.items():
+        stacked = torch.stack([one.tensors[key].double() for one in given], dim=-1)
+        means[key] = (stacked @ parts).float() if value.is_floating_point() else value
+    return means
+
+
+def _unlike(one: trained.Trained, other: trained.Trained) -> str:
+    """The first tensor's name, by the alphabet, that is not the same size in both, or ""."""
+    shapes, others = (
+        {key: value.shape for key, value in side.tensors.items()} for side in (one, other)
+    )
+    names = sorted(shapes.keys() | others.keys())
+    return next((name for name in names if shapes.get(name) != others.get(name)), "")
