@@ -190,7 +190,7 @@ def _ttl(space: LatentSpace, sha256: str, git_blob: str) -> Entry:
 
 
 _ENTRIES = (
-    _bundled(SD15, 2_824_784, "ffaca39ce4c8498079f7ac8c213a96e44858f7c2f8215e51625d4fa5112dde90"),
+    _bundled(SD15, 2_824_784, "86df39b61d8186ddf83ea607d2c7d643a93e3c356fba0cd520e84df0122dd31b"),
     _own(
         "sharp-sd15",
         "Latent (sharp SD1.5)",
@@ -247,7 +247,7 @@ _ENTRIES = (
         184_614_288,
         "7e0b933982d45cfe",
     ),
-    _bundled(SDXL, 2_824_784, "6a8a0cc95ce7d5d9a6fa06a71e61ac66b25e991c40c7d3aada193487f1c6a692"),
+    _bundled(SDXL, 2_824_784, "8212eb1139e070eab54003d727b3268d6de1dd7b8efd60f78b773ab7d0226bce"),
     _sudo(
         "swinfir-4x6-mse-sdxl",
         "Latent (SwinFIR 4x6 MSE SDXL)",
@@ -318,8 +318,8 @@ _ENTRIES = (
         "0bca261c96e136cb9e2f330f40386e6cbcaaf464cd39e9f7752c9e7b32e825e8",
         "a611e85506237312706bd49c8e2d8791f43f7303",
     ),
-    _bundled(SD3, 2_852_456, "ad116db092ef5354f1e7e684123c5663f71c50a2daae27792748aa9403e8c2cb"),
-    _bundled(FLUX, 2_852_456, "00d002aa8cbb5fbe169ac33475c9c32aef88662030f5999524d60063b221f44a"),
+    _bundled(SD3, 2_852_456, "7491fed6eaaa4e9d5dd5ee9097cccbfcd34e19ce8cd3e5dfe7781d9f07105877"),
+    _bundled(FLUX, 2_852_456, "2ceb862880659f357165658f73fde0f94024ba110b8150839577184a615e575a"),
 )
 
 CATALOG: Mapping[str, Entry] = {entry.id: entry for entry in _ENTRIES}
