@@ -22,6 +22,11 @@ from ..weights import writing
 from . import trained, whole
 from .errors import TrainingError
 
+_NOT_KEPT = ("format", "figures")
+"""The writer's own, and what was measured of the first alone."""
+_ALIKE = ("space", "input")
+"""What their metadata must say alike: which latents they take, in which scale."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `average`."""
@@ -49,15 +54,11 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-_NOT_KEPT = ("format", "figures")
-"""The writer's own, and what was measured of the first alone."""
-
-
 def average(given: Sequence[trained.Trained], shares: Sequence[float]) -> dict[str, Tensor]:
     """The mean of networks' weights, float32, each as much as its part of the shares' sum.
 
     Raises `TrainingError` for fewer than two, for other shares than one above 0 for each, and for
-    networks that are not built alike.
+    networks that are not built alike, or for other latents.
     """
     if len(given) < 2:
         raise TrainingError("an average is of two networks' weights, or more")
@@ -67,7 +68,7 @@ def average(given: Sequence[trained.Trained], shares: Sequence[float]) -> dict[s
     for other in given[1:]:
         if unlike := _unlike(first, other):
             raise TrainingError(
-                f"{other.path} is not built as {first.path}: they differ in {unlike}"
+                f"{other.path} is not the like of {first.path}: they differ in {unlike}"
             )
     parts = torch.tensor(shares, dtype=torch.float64) / math.fsum(shares)
     means = {}
@@ -78,7 +79,10 @@ def average(given: Sequence[trained.Trained], shares: Sequence[float]) -> dict[s
 
 
 def _unlike(one: trained.Trained, other: trained.Trained) -> str:
-    """The first tensor's name, by the alphabet, that is not the same size in both, or ""."""
+    """What of their metadata, or which tensor's size, is not the same in both; "" for nothing."""
+    for key in _ALIKE:
+        if one.metadata.get(key) != other.metadata.get(key):
+            return key
     shapes, others = (
         {key: value.shape for key, value in side.tensors.items()} for side in (one, other)
     )

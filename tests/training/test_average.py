@@ -53,16 +53,17 @@ def test_the_mean_is_by_shares(
 def test_what_cannot_be_averaged_is_refused_and_nothing_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files = [tmp_path / f"{name}.safetensors" for name in ("one", "other", "wide")]
-    for seed, (file, dim) in enumerate(zip(files, (8, 8, 12))):
-        network(file, seed, dim)
-    one, other, wide = map(str, files)
+    files = [tmp_path / f"{name}.safetensors" for name in ("one", "other", "wide", "xl")]
+    for seed, (file, dim) in enumerate(zip(files, (8, 8, 12, 8))):
+        network(file, seed, dim, space="sdxl" if file.stem == "xl" else "sd15")
+    one, other, wide, xl = map(str, files)
     for arguments, reason in (
         ([one], "two networks"),
         ([one, other, "--shares", "1"], "for each of the 2"),
         ([one, other, "--shares", "1", "-1"], "above 0"),
         ([one, other, "--shares", "1", "nan"], "above 0"),
-        ([one, wide], "wide.safetensors is not built as"),
+        ([one, wide], "wide.safetensors is not the like of"),
+        ([one, xl], "they differ in space"),
         ([one, str(tmp_path / "none.safetensors")], "no such file"),
     ):
         assert average(tmp_path, *arguments) == 2
