@@ -47,7 +47,6 @@ def run(options: argparse.Namespace) -> int:
     given = [trained.read(path) for path in options.weights]
     tensors = average(given, shares)
     about = {key: text for key, text in given[0].metadata.items() if key not in _NOT_KEPT}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     with whole.replacing(options.out) as part:
         writing.write(part, tensors, about)
     print(f"{options.out}: the average of {len(given)} networks' weights")
@@ -80,11 +79,10 @@ def average(given: Sequence[trained.Trained], shares: Sequence[float]) -> dict[s
 
 def _unlike(one: trained.Trained, other: trained.Trained) -> str:
     """What of their metadata, or which tensor's size, is not the same in both; "" for nothing."""
-    for key in _ALIKE:
-        if one.metadata.get(key) != other.metadata.get(key):
-            return key
-    shapes, others = (
-        {key: value.shape for key, value in side.tensors.items()} for side in (one, other)
+    built, others = (
+        {key: side.metadata.get(key) for key in _ALIKE}
+        | {key: tuple(value.shape) for key, value in side.tensors.items()}
+        for side in (one, other)
     )
-    names = sorted(shapes.keys() | others.keys())
-    return next((name for name in names if shapes.get(name) != others.get(name)), "")
+    names = sorted(built.keys() | others.keys())
+    return next((name for name in names if built.get(name) != others.get(name)), "")
