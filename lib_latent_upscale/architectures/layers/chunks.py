@@ -32,9 +32,13 @@ def before_pieces(call: Callable[[], None]) -> AbstractContextManager[None]:
     return scoped(_before_piece, call)
 
 
-def pieces_of(count: int, bytes_each: int) -> Iterator[tuple[int, int]]:
-    """First and last + 1 of each piece of `count` things, each of which takes `bytes_each`."""
-    most = max(1, limit() // max(1, bytes_each))
+def pieces_of(count: int, bytes_each: int, at_most: int | None = None) -> Iterator[tuple[int, int]]:
+    """First and last + 1 of each piece of `count` things, each of which takes `bytes_each`.
+
+    at_most: bytes of a piece, where fewer than the limit are better.
+    """
+    bytes_ = limit() if at_most is None else min(limit(), at_most)
+    most = max(1, bytes_ // max(1, bytes_each))
     before_piece = _before_piece.get()
     for first in range(0, count, most):
         if before_piece is not None:

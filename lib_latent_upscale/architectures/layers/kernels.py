@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import winograd
 from .constants import ConstantCache
 from .scoped import scoped
 
@@ -46,11 +47,11 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
 
 
 class PackedWeights(ConstantCache):
-    """A layer's weights in the order in which oneDNN computes with them, each put so once.
+    """A layer's weights in the order in which a CPU computes with them, each put so once.
 
-    Without it every call does that anew: 5 to 10% of a linear layer's time in float32, for 4096
-    tokens and 180 to 480 channels, and a quarter of that of a 3x3 convolution of 64 channels in
-    bfloat16 (Intel Xeon with AMX). The layer's own weights stay as they are, beside it.
+    Without it every call of oneDNN does that anew: 5 to 10% of a linear layer's time in float32,
+    for 4096 tokens and 180 to 480 channels, and a quarter of that of a 3x3 convolution of 64
+    channels in bfloat16 (Intel Xeon with AMX). The layer's own weights stay as they are, beside it.
     """
 
     def linear(self, weight: Tensor) -> Tensor:
@@ -60,6 +61,12 @@ class PackedWeights(ConstantCache):
     def convolution(self, weight: Tensor, geometry: _Geometry) -> Tensor:
         """`weight` (out, in / groups, side, side), or some rows of it, for `convolution`."""
         return self._packed(weight, "_reorder_convolution_weight", *geometry)
+
+    def winograd(self, weight: Tensor) -> Tensor | None:
+        """`weight` (out, in, 3, 3), for `winograd.convolve`; None where plain ones are wanted."""
+        if _plain.get():
+            return None
+        return self.get("winograd", (weight,), lambda: winograd.transformed(weight))
 
     def _packed(self, weight: Tensor, operation: str, *how: list[int] | int) -> Tensor:
         if _plain.get():
@@ -72,7 +79,7 @@ class PackedWeights(ConstantCache):
 
 
 def plain_weights() -> AbstractContextManager[None]:
-    """This thread's calls in the `with` block take no packed weights, which only oneDNN reads."""
+    """This thread's calls in the `with` block take no packed weights, which no compiler reads."""
     return scoped(_plain, True)
 
 

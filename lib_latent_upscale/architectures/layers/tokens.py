@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import kernels
+from . import kernels, winograd
 from .chunks import by_rows
 from .kernels import Activation, PackedWeights
 from .linear import Linear, linear
@@ -67,6 +67,10 @@ def convolve(
     assert residual is None or gate is None, "one of them"
     if side == 1 and weight.shape[1] == x.shape[-1]:
         return linear(x, weight.flatten(1), bias, activation, residual, packed=packed)
+    if packed is not None and winograd.pays(x, weight):
+        transformed = packed.winograd(weight)
+        if transformed is not None:
+            return _finished(winograd.convolve(x, transformed, bias), activation, residual, gate)
     picture = to_picture(x)
     if kernels.usable(x, weight, bias, residual, gate):
         residual, gate = (None if one is None else to_picture(one) for one in (residual, gate))
@@ -75,6 +79,12 @@ def convolve(
         )
     groups = x.shape[-1] // weight.shape[1]
     x = to_tokens(F.conv2d(picture, weight, bias, padding=side // 2, groups=groups))
+    return _finished(x, activation, residual, gate)
+
+
+def _finished(
+    x: Tensor, activation: Activation, residual: Tensor | None, gate: Tensor | None
+) -> Tensor:
     if residual is not None:
         x = residual + x
     if gate is not None:
