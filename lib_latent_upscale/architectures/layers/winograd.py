@@ -19,7 +19,7 @@ _SIDE, _TILE = 4, 6
 """Of a tile: results, and the tokens they are worked out of."""
 _IN_CACHE = 16 << 20
 """Bytes on the way of a piece, which several operations go through in turn."""
-_CHANNELS, _TOKENS = 90, 1024
+_CHANNELS, _TOKENS = 128, 1024
 """Where it pays: with fewer, bringing the tiles there and back costs what it saves."""
 
 _OF_KERNEL = torch.tensor(
