@@ -190,7 +190,7 @@ def _ttl(space: LatentSpace, sha256: str, git_blob: str) -> Entry:
 
 
 _ENTRIES = (
-    _bundled(SD15, 2_824_784, "86df39b61d8186ddf83ea607d2c7d643a93e3c356fba0cd520e84df0122dd31b"),
+    _bundled(SD15, 2_824_784, "4f5869779a55374191ea7744cf17f5ac7d4e021fe22abeb8bbbb11c674f56503"),
     _own(
         "sharp-sd15",
         "Latent (sharp SD1.5)",
@@ -318,8 +318,8 @@ _ENTRIES = (
         "0bca261c96e136cb9e2f330f40386e6cbcaaf464cd39e9f7752c9e7b32e825e8",
         "a611e85506237312706bd49c8e2d8791f43f7303",
     ),
-    _bundled(SD3, 2_852_456, "7491fed6eaaa4e9d5dd5ee9097cccbfcd34e19ce8cd3e5dfe7781d9f07105877"),
-    _bundled(FLUX, 2_852_456, "2ceb862880659f357165658f73fde0f94024ba110b8150839577184a615e575a"),
+    _bundled(SD3, 2_852_456, "40d534527d3baff08a1e361a9296c86ca7ef2f54b3f669176f1f2f2aa911c749"),
+    _bundled(FLUX, 2_852_456, "d36f6cc73511d882a98c54db7cf37443c420561f17b34b8729e68fcc91f01b73"),
 )
 
 CATALOG: Mapping[str, Entry] = {entry.id: entry for entry in _ENTRIES}
