@@ -40,7 +40,7 @@ def test_the_estimate_is_near_what_is_measured(name: str, monkeypatch: pytest.Mo
     if name == "DAT6x6" and not fuses_masked_attention():
         pytest.skip("this torch's attention with masks is not fused on a CPU")
     monkeypatch.setattr(kernels, "_work", lambda dtype: False)
-    monkeypatch.setattr(winograd, "pays", lambda x, weight: False)
+    monkeypatch.setattr(winograd, "pays", lambda x, weight, bias: False)
     one, x = upscaler(name), torch.randn(1, 4, 48, 48)
     estimate = one.working_bytes(x.shape, (96, 96), torch.float32)
     with torch.inference_mode():

@@ -84,7 +84,7 @@ def test_changed_weights_are_transformed_anew(convolve: Mock) -> None:
     assert convolve.call_count == 2
 
 
-@pytest.mark.parametrize("case", ["narrow", "small", "half", "trained", "compiled"])
+@pytest.mark.parametrize("case", ["narrow", "small", "half", "trained", "tuned", "compiled"])
 def test_others_do_not(convolve: Mock, case: str) -> None:
     conv, x = layer(), torch.randn(1, 32, 32, WIDE)
     if case == "narrow":
@@ -95,6 +95,9 @@ def test_others_do_not(convolve: Mock, case: str) -> None:
         conv, x = conv.bfloat16(), x.bfloat16()
     elif case == "trained":
         conv.requires_grad_()
+    elif case == "tuned":
+        assert conv.bias is not None
+        conv.bias.requires_grad_()
     if case == "compiled":
         with plain_weights():
             conv(x)

@@ -67,7 +67,7 @@ def convolve(
     assert residual is None or gate is None, "one of them"
     if side == 1 and weight.shape[1] == x.shape[-1]:
         return linear(x, weight.flatten(1), bias, activation, residual, packed=packed)
-    if packed is not None and winograd.pays(x, weight):
+    if packed is not None and winograd.pays(x, weight, bias):
         transformed = packed.winograd(weight)
         if transformed is not None:
             return _finished(winograd.convolve(x, transformed, bias), activation, residual, gate)

@@ -55,15 +55,16 @@ _OF_RESULT = torch.tensor(
 )
 
 
-def pays(x: Tensor, weight: Tensor) -> bool:
+def pays(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether tokens x (N, H, W, C) are to be convolved by `weight` (out, C, 3, 3) in this way."""
+    learns = any(one is not None and one.requires_grad for one in (x, weight, bias))
     return (
         weight.shape[1:] == (x.shape[-1], 3, 3)
         and min(weight.shape[:2]) >= _CHANNELS
         and x.shape[1] * x.shape[2] >= _TOKENS
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
-        and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+        and not (torch.is_grad_enabled() and learns)
     )
 
 
