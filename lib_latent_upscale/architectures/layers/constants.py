@@ -13,6 +13,13 @@ from torch.utils._pytree import tree_flatten
 _KEPT = 8
 
 
+def records_gradients(*tensors: Tensor | None) -> bool:
+    """Whether what is now computed from these records gradients."""
+    return torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in tensors
+    )
+
+
 class ConstantCache:
     """Keeps what `compute` gave for a key until one of the weights it came from changes.
 
@@ -25,7 +32,7 @@ class ConstantCache:
 
     def get(self, key: Hashable, weights: Sequence[Tensor], compute: Callable[[], Any]) -> Any:
         """`compute()`, or what it gave the last time for this key and these weights."""
-        if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
+        if records_gradients(*weights):
             return compute()
         state = tuple(map(_state, weights))
         kept = self._kept.get(key)

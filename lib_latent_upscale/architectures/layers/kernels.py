@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import winograd
-from .constants import ConstantCache
+from .constants import ConstantCache, records_gradients
 from .scoped import scoped
 
 Activation = Literal["none", "gelu", "relu", "silu"]
@@ -36,7 +36,7 @@ def usable(*tensors: Tensor | None) -> bool:
     dtype = given[0].dtype
     return (
         all(tensor.device.type == "cpu" and tensor.dtype == dtype for tensor in given)
-        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given))
+        and not records_gradients(*given)
         and _work(dtype)
     )
 

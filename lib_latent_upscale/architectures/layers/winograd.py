@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import chunks
+from .constants import records_gradients
 
 _SIDE, _TILE = 4, 6
 """Of a tile: results, and the tokens they are worked out of."""
@@ -22,7 +23,14 @@ _IN_CACHE = 16 << 20
 _CHANNELS, _TOKENS = 128, 1024
 """Where it pays: with fewer, bringing the tiles there and back costs what it saves."""
 
-_OF_KERNEL = torch.tensor(
+
+def _on_both_axes(matrix: list[list[float]], dtype: torch.dtype) -> Tensor:
+    """What is done to rows and columns, as one matrix for the places of a square, row by row."""
+    one = torch.tensor(matrix, dtype=dtype, device="cpu")
+    return torch.kron(one, one)
+
+
+_OF_KERNEL = _on_both_axes(
     [
         [1 / 4, 0, 0],
         [-1 / 6, -1 / 6, -1 / 6],
@@ -31,9 +39,9 @@ _OF_KERNEL = torch.tensor(
         [1 / 24, -1 / 12, 1 / 6],
         [0, 0, 1],
     ],
-    dtype=torch.float64,
+    torch.float64,
 )
-_OF_TILE = torch.tensor(
+_OF_TILE = _on_both_axes(
     [
         [4, 0, -5, 0, 1, 0],
         [0, -4, -4, 1, 1, 0],
@@ -42,36 +50,35 @@ _OF_TILE = torch.tensor(
         [0, 2, -1, -2, 1, 0],
         [0, 4, 0, -5, 0, 1],
     ],
-    dtype=torch.float32,
+    torch.float32,
 )
-_OF_RESULT = torch.tensor(
+_OF_RESULT = _on_both_axes(
     [
         [1, 1, 1, 1, 1, 0],
         [0, 1, -1, 2, -2, 0],
         [0, 1, 1, 4, 4, 0],
         [0, 1, -1, 8, -8, 1],
     ],
-    dtype=torch.float32,
+    torch.float32,
 )
 
 
 def pays(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether tokens x (N, H, W, C) are to be convolved by `weight` (out, C, 3, 3) in this way."""
-    learns = any(one is not None and one.requires_grad for one in (x, weight, bias))
     return (
         weight.shape[1:] == (x.shape[-1], 3, 3)
         and min(weight.shape[:2]) >= _CHANNELS
         and x.shape[1] * x.shape[2] >= _TOKENS
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
-        and not (torch.is_grad_enabled() and learns)
+        and not records_gradients(x, weight, bias)
     )
 
 
 def transformed(weight: Tensor) -> Tensor:
     """A weight (out, in, 3, 3) as `convolve` takes it: (36, in, out), four times as large."""
     taps = weight.double().permute(2, 3, 1, 0).flatten(0, 1)
-    places = torch.tensordot(torch.kron(_OF_KERNEL, _OF_KERNEL), taps, dims=1)
+    places = torch.tensordot(_OF_KERNEL, taps, dims=1)
     return places.to(weight.dtype).contiguous()
 
 
@@ -82,14 +89,13 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     below, right = _SIDE * rows - height, _SIDE * columns - width
     padded = F.pad(x, (0, 0, 1, 1 + right, 1, 1 + below))
     result = x.new_empty(n, rows, _SIDE, columns, _SIDE, out)
-    to_places, to_results = (torch.kron(one, one) for one in (_OF_TILE, _OF_RESULT))
     bytes_of_row = n * columns * _TILE**2 * (2 * channels + out) * x.element_size()
     for first, last in chunks.pieces_of(rows, bytes_of_row, at_most=_IN_CACHE):
         lines = padded[:, _SIDE * first : _SIDE * (last - 1) + _TILE]
         tiles = lines.unfold(1, _TILE, _SIDE).unfold(2, _TILE, _SIDE).permute(4, 5, 0, 1, 2, 3)
-        places = (to_places @ tiles.reshape(_TILE**2, -1)).view(_TILE**2, -1, channels)
+        places = (_OF_TILE @ tiles.reshape(_TILE**2, -1)).view(_TILE**2, -1, channels)
         products = torch.bmm(places, weight).view(_TILE**2, -1)
-        found = (to_results @ products).view(_SIDE, _SIDE, n, last - first, columns, out)
+        found = (_OF_RESULT @ products).view(_SIDE, _SIDE, n, last - first, columns, out)
         found = found.permute(2, 3, 0, 4, 1, 5)
         if bias is None:
             result[:, first:last] = found
