@@ -79,6 +79,8 @@ class Criterion(nn.Module):
     picture_side: the side, in latent pixels, of the square of each latent that is decoded for the
         terms on pictures, drawn anew each time from torch's random numbers: a part of the time,
         and of the memory. The whole latent if None, or where it is no larger.
+    picture_squares: how many such squares of each latent. Beside each other they are one picture
+        to the losses.
     Raises `TrainingError` for terms that cannot be computed with these.
 
     A module, so that `to` moves what the losses hold; there is nothing in it to be trained or
@@ -95,6 +97,7 @@ class Criterion(nn.Module):
         space: LatentSpace | None = None,
         decode_batch: int | None = None,
         picture_side: int | None = None,
+        picture_squares: int = 1,
     ) -> None:
         super().__init__()
         self.terms = tuple(terms)
@@ -106,8 +109,10 @@ class Criterion(nn.Module):
             raise TrainingError(f"decode_batch is 1 or more, not {decode_batch}")
         if picture_side is not None and picture_side < 1:
             raise TrainingError(f"picture_side is 1 or more, not {picture_side}")
+        if picture_squares < 1:
+            raise TrainingError(f"picture_squares is 1 or more, not {picture_squares}")
         self.vae, self.to_raw, self.decode_batch = vae, to_raw, decode_batch
-        self.picture_side = picture_side
+        self.picture_side, self.picture_squares = picture_side, picture_squares
         self.discriminator = discriminator
         self.losses = nn.ModuleList(self._build(term) for term in self.terms)
         self.names = _distinct([term.name for term in self.terms])
@@ -156,8 +161,13 @@ class Criterion(nn.Module):
         return losses.build(term.loss, **options)
 
     def _pictures(self, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        if self.picture_side is not None:
-            predicted, target = same_squares(predicted, target, self.picture_side)
+        if self.picture_side is None:
+            return self._decoded(predicted, target)
+        squares = same_squares(predicted, target, self.picture_side, self.picture_squares)
+        found, wanted = self._decoded(*squares)
+        return beside_each_other(found, len(predicted)), beside_each_other(wanted, len(predicted))
+
+    def _decoded(self, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             groups = target.split(self.decode_batch or len(target))
             wanted = torch.cat([self._decode(group) for group in groups])
@@ -173,24 +183,30 @@ class Criterion(nn.Module):
         return self.vae.decode(self.to_raw(latents) if self.to_raw else latents)
 
 
-def same_squares(one: Tensor, other: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """From each of N latents (N, C, H, W) a square of `side`, at a random place, the same in both.
+def same_squares(one: Tensor, other: Tensor, side: int, count: int = 1) -> tuple[Tensor, Tensor]:
+    """From each of N latents (N, C, H, W) `count` squares of `side`, at random places, the same in
+    both: (N * count, C, side, side).
 
     A side longer than the latent's is cut to that.
     """
     height, width = one.shape[-2:]
     high, wide = min(side, height), min(side, width)
-    tops = _starts(height, high, len(one))
-    lefts = _starts(width, wide, len(one))
+    tops = _starts(height, high, len(one) * count)
+    lefts = _starts(width, wide, len(one) * count)
 
     def cut(latents: Tensor) -> Tensor:
         squares = [
-            latent[:, top : top + high, left : left + wide]
-            for latent, top, left in zip(latents, tops, lefts)
+            latents[index // count, :, top : top + high, left : left + wide]
+            for index, (top, left) in enumerate(zip(tops, lefts))
         ]
         return torch.stack(squares)
 
     return cut(one), cut(other)
+
+
+def beside_each_other(squares: Tensor, rows: int) -> Tensor:
+    """(rows * count, C, H, W) as (rows, C, H, count * W)."""
+    return squares.unflatten(0, (rows, -1)).permute(0, 2, 3, 1, 4).flatten(3)
 
 
 def _starts(length: int, part: int, count: int) -> list[int]:

@@ -96,7 +96,7 @@ def learn_halves(
     recipe = RECIPES["halfway"]
     criterion = Criterion(
         recipe.terms, vae=vae, to_raw=partial(vae.space.unet.to, RAW),
-        picture_side=recipe.picture_side,
+        picture_side=recipe.picture_side, picture_squares=recipe.picture_squares,
     )  # fmt: skip
     stream = PairStream(
         reader, crop=_CROP, batch=options.batch, seed=options.seed, factor=2,

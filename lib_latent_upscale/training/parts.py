@@ -80,6 +80,7 @@ def assemble(settings: Settings, process: Process) -> Parts:
         space=reader.space,
         decode_batch=1 if process.device.type == "cpu" and not recipe.picture_side else None,
         picture_side=recipe.picture_side or None,
+        picture_squares=recipe.picture_squares,
     ).to(process.device)
     validation = None
     if held is not None and process.is_first and settings.validation_pairs:

@@ -6,7 +6,7 @@ import ast
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..spaces import RAW, LatentScale, LatentSpace
 from .criterion import Term
@@ -30,11 +30,14 @@ class Recipe:
     processes: how many the published training had.
     crop: side of the small latents, in latent pixels.
     ema: decay of the average of the weights that is kept beside them; 0 for none.
+    ema_share: of the steps so far, the most that it remembers; 1 where the run begins from weights
+        that are good already.
     clip: largest norm of the gradient; 0 for no limit.
     discriminator, discriminator_rate: the network and its learning rate, where a loss is
         adversarial: one of timm's, or "patches", see `discriminator`.
     picture_side: side, in the large latent's pixels, of the square of each that losses on pictures
         look at; 0 for all of it.
+    picture_squares: how many such squares of each, which losses take for one picture.
     weighting: whether a pair is drawn as often as it has places for the crop ("area"), or all
         equally often ("even"): where pairs of the same pictures have several factors, those of
         small factors have far more places.
@@ -59,13 +62,28 @@ class Recipe:
     scale: str = "raw"
     space: str = "sd15"
     ema: float = 0.999
+    ema_share: float = 1 / 9
     clip: float = 0.0
     discriminator: str = PUBLISHED_DISCRIMINATOR
     discriminator_rate: float = 1e-4
     picture_side: int = 0
+    picture_squares: int = 1
     weighting: str = "area"
     notes: str = ""
     source: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises `TrainingError` for numbers and words that no training can be done with."""
+        for name, least in _AT_LEAST.items():
+            if not getattr(self, name) >= least:
+                raise TrainingError(f"{name} is {least} or more, not {getattr(self, name)}")
+        if not self.ema < 1:
+            raise TrainingError(f"ema, a decay, is from 0 to below 1, not {self.ema}")
+        if not 0 < self.ema_share <= 1:
+            raise TrainingError(f"ema_share is above 0 and up to 1, not {self.ema_share}")
+        if self.precision not in get_args(Precision):
+            words = " or ".join(get_args(Precision))
+            raise TrainingError(f"precision is {words}, not {self.precision!r}")
 
     def input_scale(self, space: LatentSpace) -> LatentScale:
         """The scale of the network's latents, in a space."""
@@ -83,6 +101,12 @@ class Recipe:
     def as_json(self) -> dict[str, Any]:
         """All of it, for a file; `from_json` reads it."""
         return dataclasses.asdict(self)
+
+
+_AT_LEAST = {
+    "batch": 1, "accumulation": 1, "processes": 1, "crop": 1, "picture_squares": 1, "steps": 0,
+    "warm_up": 0, "clip": 0, "ema": 0, "picture_side": 0,
+}  # fmt: skip
 
 
 def from_json(said: Mapping[str, Any]) -> Recipe:

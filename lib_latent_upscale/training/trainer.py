@@ -43,7 +43,7 @@ class Trainer:
         self.settings, self.process, self.parts = settings, process, parts
         recipe = settings.recipe
         self.network = parts.network
-        self.ema = Ema(parts.network, recipe.ema)
+        self.ema = Ema(parts.network, recipe.ema, recipe.ema_share)
         self.schedule = optimizers.RateSchedule(recipe.schedule, recipe.steps, recipe.warm_up)
         self.watch, self.limits = Watch(limits), limits
         self.checkpoints = Checkpoints(settings.folder / "checkpoints", settings.keep)

@@ -8,9 +8,15 @@ from torch import Tensor
 
 from lib_latent_upscale.spaces import RAW, SD15, SDXL
 from lib_latent_upscale.training.codecs import Decoder
-from lib_latent_upscale.training.criterion import Criterion, Term, same_squares
+from lib_latent_upscale.training.criterion import (
+    Criterion,
+    Term,
+    beside_each_other,
+    same_squares,
+)
 from lib_latent_upscale.training.errors import TrainingError
 from lib_latent_upscale.training.latent_classifier import LatentClassifier
+from lib_latent_upscale.training.losses.pointwise import PSNR
 from lib_latent_upscale.training.vae import TinyVae
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -126,6 +132,35 @@ def test_pictures_may_be_of_a_square_of_each_latent(side: int) -> None:
     assert (len(places) > 1) == (side < 8)
     with pytest.raises(TrainingError, match="picture_side"):
         Criterion([Term("l1")], picture_side=0)
+
+
+def test_several_squares_of_a_latent_are_one_picture() -> None:
+    """A PSNR is then of all of them together, not the mean of those of each."""
+    predicted, target = latents(batch=2)
+    vae = CountingVae()
+    terms = [Term("psnr", on="picture")]
+    criterion = Criterion(terms, vae=vae, picture_side=3, picture_squares=2)
+    torch.manual_seed(5)
+    loss, _ = criterion(predicted, target, 0)
+    torch.manual_seed(5)
+    found, wanted = same_squares(predicted, target, 3, 2)
+    errors = (vae.decode(found) - vae.decode(wanted)).square().flatten(1).mean(1).view(2, 2)
+    together, each = (
+        (some / PSNR().floor).log1p().mean().item() for some in (errors.mean(1), errors)
+    )
+    assert loss.item() == pytest.approx(together, rel=1e-5)
+    assert loss.item() != pytest.approx(each, rel=1e-3)
+    with pytest.raises(TrainingError, match="picture_squares"):
+        Criterion(terms, vae=vae, picture_side=3, picture_squares=0)
+
+
+def test_squares_come_latent_by_latent() -> None:
+    latents = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 1, 9, 7)
+    squares, _ = same_squares(latents, latents, 4, 2)
+    assert squares.shape == (6, 1, 4, 4)
+    assert squares[:, 0, 0, 0].tolist() == [0, 0, 1, 1, 2, 2]
+    joined = beside_each_other(torch.arange(6.0).view(6, 1, 1, 1).expand(6, 1, 2, 3), 3)
+    assert joined[:, 0, 1].tolist() == [[0] * 3 + [1] * 3, [2] * 3 + [3] * 3, [4] * 3 + [5] * 3]
 
 
 def test_squares_look_at_borders_as_much_as_at_the_middle() -> None:

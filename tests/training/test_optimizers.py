@@ -117,6 +117,30 @@ def test_the_average() -> None:
     assert float(plain.network[0].weight.detach()) == 7  # type: ignore[index]
     with pytest.raises(ValueError, match="decay"):
         Ema(net, 1.0)
+    with pytest.raises(ValueError, match="share"):
+        Ema(net, 0.5, 0.0)
+
+
+def test_the_average_may_be_of_all_steps_alike() -> None:
+    """What it began from is one of them, until the memory of 1 / (1 - decay) is full."""
+    net = nn.Linear(1, 1, bias=False)
+    begun = 10.0
+    with torch.no_grad():
+        net.weight.fill_(begun)
+    ema = Ema(net, 0.9, share=1)
+    seen = [begun]
+    for step in range(12):
+        with torch.no_grad():
+            net.weight.fill_(step)
+        ema.update(net, step)
+        seen.append(step)
+        average = float(ema.network.weight.detach())  # type: ignore[arg-type]
+        if step < 9:
+            assert average == pytest.approx(sum(seen) / len(seen))
+            last = average
+        else:
+            last = 0.9 * last + 0.1 * step
+            assert average == pytest.approx(last)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (48, 432), (256, 36)])

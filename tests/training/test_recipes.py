@@ -207,6 +207,20 @@ def test_overriding() -> None:
         override(recipe, "scale", "half").input_scale(SD15)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("batch", "0"), ("accumulation", "0"), ("crop", "0"), ("steps", "-1"), ("warm_up", "-3"),
+        ("clip", "-1"), ("ema", "1"), ("ema", "-0.5"), ("ema_share", "0"), ("ema_share", "2"),
+        ("picture_side", "-1"), ("picture_squares", "0"), ("precision", "fp8"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused(key: str, value: str) -> None:
+    """By their own name, before anything is made."""
+    with pytest.raises(TrainingError, match=rf"^{key}\b"):
+        override(RECIPES["halfway"], key, value)
+
+
 def test_losses_as_people_write_them() -> None:
     assert parse_term("l1=0.08") == Term("l1", 0.08)
     assert parse_term("l1") == Term("l1", 1.0)
