@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train a network by a recipe",
     "halfway": "make weights that halfway's training begins from",
     "average": "average the weights of runs that went on from the same",
+    "revive": "begin a halfway network's idle channels anew",
     "classifier": "train the features of the contextual loss",
     "evaluate": "measure models on a folder of pictures",
     "preview": "train a small decoder to look at latents with",

@@ -18,12 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..weights import writing
-from . import trained, whole
+from . import trained
 from .errors import TrainingError
 
-_NOT_KEPT = ("format", "figures")
-"""The writer's own, and what was measured of the first alone."""
 _ALIKE = ("space", "input")
 """What their metadata must say alike: which latents they take, in which scale."""
 
@@ -41,14 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The command. Raises `TrainingError` for what the user can put right."""
-    if options.out.suffix != ".safetensors":
-        raise TrainingError(f"--out {options.out}: a file of weights is a .safetensors file")
+    trained.check_out(options.out)
     shares = options.shares or [1.0] * len(options.weights)
     given = [trained.read(path) for path in options.weights]
-    tensors = average(given, shares)
-    about = {key: text for key, text in given[0].metadata.items() if key not in _NOT_KEPT}
-    with whole.replacing(options.out) as part:
-        writing.write(part, tensors, about)
+    trained.write(options.out, average(given, shares), given[0])
     print(f"{options.out}: the average of {len(given)} networks' weights")
     return 0
 

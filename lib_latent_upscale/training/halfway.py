@@ -76,9 +76,9 @@ def run(options: argparse.Namespace) -> int:
     if not isinstance(vae, TinyVae) or vae.encoder is None or vae.decoder is None:
         raise TrainingError("halfway begins from TAESD's encoder and decoder, no other VAE's")
     if options.begin:
-        network = _begun(options.begin, space.channels)
+        network = trained.halfway_of(options.begin, space)[1].train()
     else:
-        network = joined(vae.encoder, vae.decoder, _latents(reader, options.pairs))
+        network = joined(vae.encoder, vae.decoder, reader.small_latents(options.pairs))
     if any(options.steps):
         vae.to(device)
         learn_halves(network.to(device), vae, reader, options)
@@ -105,26 +105,11 @@ def learn_halves(
     bf16 = options.precision == "bf16"
     first = halves.Reading(network).to(vae.device)
     second = halves.Writing(network).to(vae.device)
-    latents = [latent.to(vae.device) for latent in _latents(reader, options.pairs)]
+    latents = [latent.to(vae.device) for latent in reader.small_latents(options.pairs)]
     halves.begin(first, second, vae, latents)
     halves.learn_reading(first, vae, stream, options.steps[0], bf16)
     halves.learn_writing(second, vae, criterion, stream, options.steps[1], bf16)
     halves.join(first, second, latents)
-
-
-def _latents(reader: ShardReader, count: int) -> Iterator[Tensor]:
-    """Small latents (1, C, h, w) of pairs, in UNet scale."""
-    for index in range(min(count, len(reader))):
-        yield RAW.to(reader.space.unet, reader.pair(index)[0][None])
-
-
-def _begun(path: Path, channels: int) -> Halfway:
-    """The network of a file or of a run."""
-    upscaler = trained.load_upscaler(path)
-    network = upscaler.network
-    if not isinstance(network, Halfway) or network.channels != channels:
-        raise TrainingError(f"{path} is no halfway for latents of {channels} channels")
-    return network.requires_grad_(True).train()
 
 
 @torch.no_grad()

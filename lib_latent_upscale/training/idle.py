@@ -27,6 +27,11 @@ class IdleChannels:
         idle = [lowest == highest for lowest, highest in self._ranges.values()]
         return float(torch.cat(idle).double().mean()) if idle else 0.0
 
+    def silent(self, layer: nn.Module) -> Tensor:
+        """Which channels of a layer that was watched never were but 0, (channels,) of bool."""
+        lowest, highest = self._ranges[layer]
+        return (lowest == 0) & (highest == 0)
+
     @contextmanager
     def watched(self, network: nn.Module) -> Iterator[None]:
         """Looks at what `network` computes in the `with` block, which trains nothing."""

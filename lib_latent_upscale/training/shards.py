@@ -15,7 +15,7 @@ import math
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..spaces import SPACES, LatentSpace
+from ..spaces import RAW, SPACES, LatentSpace
 from . import whole
 from .errors import TrainingError
 
@@ -150,6 +150,11 @@ class ShardReader:
             self._slice(index, "small", (0, 0), size.small),
             self._slice(index, "large", (0, 0), size.large),
         )
+
+    def small_latents(self, count: int) -> Iterator[Tensor]:
+        """The first pairs' (1, C, h, w), float32, in UNet scale; no more than there are."""
+        for index in range(min(count, len(self))):
+            yield RAW.to(self.space.unet, self.pair(index)[0][None])
 
     def crop(self, index: int, top: int, left: int, side: int) -> tuple[Tensor, Tensor]:
         """A square of the small latent, (C, side, side), and the same square of the large one.

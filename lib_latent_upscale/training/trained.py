@@ -14,16 +14,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..architectures import StateDictError, from_state_dict
+from ..architectures.halfway import Halfway
 from ..architectures.network import is_derived
 from ..inference import LatentUpscaler, load
-from ..spaces import SPACES
-from ..weights import reading
+from ..spaces import SPACES, LatentSpace
+from ..weights import reading, writing
 from ..weights.describing import input_scale_of
 from ..weights.errors import WeightsError
-from . import networks
+from . import networks, whole
 from .errors import TrainingError
 
 _KEPT = ("best.safetensors", "latest.safetensors")
+_NOT_PASSED_ON = ("format", "figures")
+"""The writer's own, and what was measured of the weights before."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,41 @@ def read(path: Path) -> Trained:
     except WeightsError as error:
         raise TrainingError(str(error)) from error
     return Trained(path, content.tensors, content.metadata)
+
+
+def halfway_of(path: Path, space: LatentSpace) -> tuple[Trained, Halfway]:
+    """The weights of a run or a file, and their network, for latents of that space in UNet scale.
+
+    Raises `TrainingError` for any other network.
+    """
+    given = read(path)
+    about = {"space": space.id, "input": "unet", **given.metadata}
+    try:
+        network = from_state_dict({key: value.float() for key, value in given.tensors.items()})
+    except StateDictError as error:
+        raise TrainingError(f"{given.path}: {error}") from error
+    fits = network.channels == space.channels and about["space"] == space.id
+    if not isinstance(network, Halfway) or not fits or about["input"] != "unet":
+        raise TrainingError(
+            f"{given.path} is no halfway network for {space.label} latents in UNet scale"
+        )
+    return given, network
+
+
+def check_out(path: Path) -> None:
+    """Raises `TrainingError` for a file that weights are not written to."""
+    if path.suffix != ".safetensors":
+        raise TrainingError(f"--out {path}: a file of weights is a .safetensors file")
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], of: Trained) -> None:
+    """Writes weights that were made of others, whole or not at all.
+
+    What is said of those is said of these, but for figures.
+    """
+    about = {key: text for key, text in of.metadata.items() if key not in _NOT_PASSED_ON}
+    with whole.replacing(path) as part:
+        writing.write(part, dict(tensors), about)
 
 
 def load_upscaler(path: Path, device: str = "cpu", space: str | None = None) -> LatentUpscaler:
