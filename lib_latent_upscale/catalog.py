@@ -247,7 +247,7 @@ _ENTRIES = (
         184_614_288,
         "7e0b933982d45cfe",
     ),
-    _bundled(SDXL, 2_824_784, "8212eb1139e070eab54003d727b3268d6de1dd7b8efd60f78b773ab7d0226bce"),
+    _bundled(SDXL, 2_824_784, "8fba5e3d6a4d88f2d2b2a07e2f2a78b69665f968cba95ae3e0e519a17754c887"),
     _sudo(
         "swinfir-4x6-mse-sdxl",
         "Latent (SwinFIR 4x6 MSE SDXL)",
@@ -319,7 +319,7 @@ _ENTRIES = (
         "a611e85506237312706bd49c8e2d8791f43f7303",
     ),
     _bundled(SD3, 2_852_456, "40d534527d3baff08a1e361a9296c86ca7ef2f54b3f669176f1f2f2aa911c749"),
-    _bundled(FLUX, 2_852_456, "d36f6cc73511d882a98c54db7cf37443c420561f17b34b8729e68fcc91f01b73"),
+    _bundled(FLUX, 2_852_456, "25d2f400665600be44254ad1eedfdfd62a13d8b452d03a98c16bbdb0141fb3fd"),
 )
 
 CATALOG: Mapping[str, Entry] = {entry.id: entry for entry in _ENTRIES}
