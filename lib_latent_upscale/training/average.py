@@ -20,6 +20,7 @@ from torch import Tensor
 
 from . import trained
 from .errors import TrainingError
+from .options import check_out
 
 _ALIKE = ("space", "input")
 """What their metadata must say alike: which latents they take, in which scale."""
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The command. Raises `TrainingError` for what the user can put right."""
-    trained.check_out(options.out)
+    check_out(options.out)
     shares = options.shares or [1.0] * len(options.weights)
     given = [trained.read(path) for path in options.weights]
     trained.write(options.out, average(given, shares), given[0])

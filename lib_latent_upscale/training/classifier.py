@@ -24,7 +24,7 @@ from . import devices
 from .errors import TrainingError
 from .latent_classifier import LatentClassifier, save
 from .optimizers import RateSchedule, set_rate
-from .options import add_computing, add_shards
+from .options import add_computing, add_shards, check_out
 from .shards import ShardReader
 from .stopping import Stop
 from .stream import PairStream
@@ -157,8 +157,7 @@ def _finite(loss: float) -> float:
 
 
 def _check(options: argparse.Namespace) -> None:
-    if options.out.suffix != ".safetensors":
-        raise TrainingError(f"--out {options.out}: a name that ends in .safetensors is wanted")
+    check_out(options.out)
     if options.out.exists():
         raise TrainingError(f"{options.out} is there already: name another file as --out")
     for name in ("steps", "batch", "crop", "learning_rate"):

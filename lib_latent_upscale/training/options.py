@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .errors import TrainingError
+
 
 def add_shards(parser: argparse.ArgumentParser, of: str = "") -> None:
     """`data`, what to learn from."""
@@ -12,6 +14,12 @@ def add_shards(parser: argparse.ArgumentParser, of: str = "") -> None:
         "--data", nargs="+", required=True, metavar="SHARDS", type=Path,
         help=f"shard files or folders of them, made by prepare{of}",
     )  # fmt: skip
+
+
+def check_out(path: Path) -> None:
+    """Raises `TrainingError` for an `--out` that no .safetensors file is to be called."""
+    if path.suffix != ".safetensors":
+        raise TrainingError(f"--out {path}: a name that ends in .safetensors is wanted")
 
 
 def add_computing(parser: argparse.ArgumentParser, precision: str = "bf16") -> None:

@@ -22,7 +22,7 @@ from ..architectures.layers.tokens import Conv2d
 from . import trained
 from .errors import TrainingError
 from .idle import IdleChannels
-from .options import add_shards
+from .options import add_shards, check_out
 from .shards import ShardReader
 
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The command. Raises `TrainingError` for what the user can put right."""
-    trained.check_out(options.out)
+    check_out(options.out)
     if options.pairs < 1:
         raise TrainingError(f"--pairs is 1 or more, not {options.pairs}")
     reader = ShardReader(options.data)

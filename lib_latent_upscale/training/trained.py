@@ -20,7 +20,7 @@ from ..architectures.network import is_derived
 from ..inference import LatentUpscaler, load
 from ..spaces import SPACES, LatentSpace
 from ..weights import reading, writing
-from ..weights.describing import input_scale_of
+from ..weights.describing import describe, input_scale_of
 from ..weights.errors import WeightsError
 from . import networks, whole
 from .errors import TrainingError
@@ -85,21 +85,17 @@ def halfway_of(path: Path, space: LatentSpace) -> tuple[Trained, Halfway]:
     given = read(path)
     about = {"space": space.id, "input": "unet", **given.metadata}
     try:
-        network = from_state_dict({key: value.float() for key, value in given.tensors.items()})
-    except StateDictError as error:
-        raise TrainingError(f"{given.path}: {error}") from error
-    fits = network.channels == space.channels and about["space"] == space.id
-    if not isinstance(network, Halfway) or not fits or about["input"] != "unet":
+        what = describe(given.path, {k: tuple(v.shape) for k, v in given.tensors.items()}, about)
+        network = from_state_dict(given.tensors, **what.hyperparameters)
+    except (WeightsError, StateDictError) as error:
+        reason = str(error).removeprefix(f"{given.path}: ")
+        raise TrainingError(f"{given.path}: {reason}") from error
+    fits = (what.space, what.input_scale) == (space, space.unet)
+    if not (isinstance(network, Halfway) and fits):
         raise TrainingError(
             f"{given.path} is no halfway network for {space.label} latents in UNet scale"
         )
     return given, network
-
-
-def check_out(path: Path) -> None:
-    """Raises `TrainingError` for a file that weights are not written to."""
-    if path.suffix != ".safetensors":
-        raise TrainingError(f"--out {path}: a file of weights is a .safetensors file")
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], of: Trained) -> None:

@@ -40,13 +40,11 @@ def silent(network: Halfway) -> dict[str, int]:
     with torch.no_grad(), channels.watched(network):
         for latent in latents():
             network(latent)
-    layers = {
-        name: getattr(block, name.rpartition(".")[2])
-        for group in ("coarse", "fine", "folding")
-        for index, block in enumerate(getattr(network, group))
-        for name in (f"{group}.{index}.conv1", f"{group}.{index}.conv2")
+    counts = {
+        name: int(channels.silent(layer).sum())
+        for name, layer in network.named_modules()
+        if name.endswith((".conv1", ".conv2"))
     }
-    counts = {name: int(channels.silent(layer).sum()) for name, layer in layers.items()}
     return {name: count for name, count in counts.items() if count}
 
 
