@@ -162,8 +162,7 @@ class _Step:
     def run(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         assert self.function is not None
         inputs = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
-        (result,) = self.function(*inputs, *self.recording.lifted(block))
-        return result
+        return self.recording.call(self.function, block, *inputs)
 
 
 class _Block:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .architectures.layers.kernels import plain_weights
+from .architectures.layers.constants import noting_constants
+from .architectures.layers.scoped import scoped
 
 _Look = tuple[tuple[int, ...], tuple[int, ...], torch.dtype, torch.device]
 
@@ -23,13 +25,14 @@ _Look = tuple[tuple[int, ...], tuple[int, ...], torch.dtype, torch.device]
 class Recording:
     """One call of a module.
 
-    graph: the operations; its inputs are the call's tensors, then `lifted`; its output is a tuple
-        of one tensor.
+    graph: the operations; its inputs are the call's tensors, then weights and constants; its
+        output is a tuple of one tensor.
     """
 
     graph: fx.Graph
     _looks: tuple[_Look, ...]
-    _lifted: tuple[str | Tensor, ...]
+    _lifted: tuple[_Lifted, ...]
+    _packed: tuple[_Lifted, ...]
 
     def module(self) -> fx.GraphModule:
         """The graph as a module: what a compiler takes."""
@@ -40,12 +43,15 @@ class Recording:
         """The same for two calls that differ in their tensors' values alone."""
         return self.graph.python_code("self").src, self._looks
 
-    def lifted(self, module: nn.Module) -> list[Tensor]:
-        """The weights of `module`, and the constants, that the graph takes.
+    def call(self, function: Callable[..., Any], module: nn.Module, *inputs: Tensor) -> Tensor:
+        """What `function`, this graph compiled or as it is, makes of inputs like the recorded ones.
 
-        Weights are the module's own of this moment: a host may have moved them meanwhile.
+        With the weights of `module` and the constants of this moment: a host may have moved them.
         """
-        return [_attribute(module, one) if isinstance(one, str) else one for one in self._lifted]
+        lifted = [_now(one, module) for one in self._lifted]
+        with scoped(_at_hand, [_now(one, module) for one in self._packed]):
+            (result,) = function(*inputs, *lifted)
+        return result
 
     def examples(self) -> list[Tensor]:
         """Tensors of the looks that the graph takes, all zeros."""
@@ -68,17 +74,30 @@ def record(
     """
     inputs = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
     recorder = _Recorder(inputs)
-    with recorder, plain_weights():
+    with recorder, noting_constants(recorder.note):
         result = function(*args, **kwargs)
     recorder.graph.output((recorder.nodes[result],))
     names = {id(value): name for name, value in module.named_parameters()}
     names.update((id(value), name) for name, value in module.named_buffers())
-    lifted = tuple(names.get(id(tensor), tensor) for tensor in recorder.lifted)
+
+    def origin(tensor: Tensor) -> _Lifted:
+        name, constant = names.get(id(tensor)), recorder.constants.get(id(tensor))
+        return name or (tensor if constant is None else constant.again)
+
     looks = tuple(
         (tuple(one.shape), one.stride(), one.dtype, one.device)
         for one in (*inputs, *recorder.lifted)
     )
-    return result, Recording(recorder.graph, looks, lifted)
+    lifted, packed = (tuple(map(origin, of)) for of in (recorder.lifted, recorder.packed))
+    return result, Recording(recorder.graph, looks, lifted, packed)
+
+
+@dataclass(frozen=True)
+class _Constant:
+    """A tensor of a constant, which is held as long as this, and how to get it later."""
+
+    tensor: Tensor
+    again: Callable[[], Tensor]
 
 
 class _Recorder(TorchDispatchMode):
@@ -87,10 +106,23 @@ class _Recorder(TorchDispatchMode):
         self.graph = fx.Graph()
         self.nodes = WeakTensorKeyDictionary()
         self.lifted: list[Tensor] = []
+        self.packed: list[Tensor] = []
+        self.constants: dict[int, _Constant] = {}
         self._last_input: fx.Node | None = None
         self._inputs = 0
         for one in inputs:
             self._input(one)
+
+    def note(
+        self, value: Any, weights: Sequence[Tensor], again: Callable[[Sequence[Tensor]], Any]
+    ) -> None:
+        """A constant that was taken: `again(weights)` later, some of which may be constants."""
+        of = [
+            self.constants[id(one)].again if id(one) in self.constants else one for one in weights
+        ]
+        for index, one in enumerate(tree_flatten(value)[0]):
+            later = partial(_part, index, again, of)
+            self.constants.setdefault(id(one), _Constant(one, later))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -98,7 +130,7 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         taken = tree_map(self._node, (args, kwargs))
-        node = self.graph.call_function(_opaque(func), *taken)
+        node = self._call(func, *taken)
         if isinstance(result, Tensor):
             self.nodes[result] = node
         elif isinstance(result, (tuple, list)):
@@ -107,9 +139,22 @@ class _Recorder(TorchDispatchMode):
                     self.nodes[one] = self.graph.call_function(operator.getitem, (node, index))
         return result
 
+    def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        if func is torch.ops.aten.baddbmm_.default:
+            # A compiler does without operations in place, and takes a product for contiguous even
+            # where it goes into a view that is not, which it then cannot undo. A copy it can.
+            product = self.graph.call_function(torch.ops.aten.baddbmm.default, args, kwargs)
+            return self.graph.call_function(torch.ops.aten.copy_.default, (args[0], product))
+        if getattr(func, "namespace", None) == "mkldnn":
+            func = _opaque(func, args)
+        return self.graph.call_function(func, args, kwargs)
+
     def _node(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
+        if value.is_mkldnn:  # no compiler takes one: its operations find it
+            self.packed.append(value)
+            return [len(self.packed) - 1, value.shape[0]]
         if value not in self.nodes:
             self.lifted.append(value)
             self._input(value)
@@ -125,45 +170,80 @@ class _Recorder(TorchDispatchMode):
         self._last_input = self.nodes[value] = node
 
 
-def _attribute(module: nn.Module, name: str) -> Tensor:
-    path, _, leaf = name.rpartition(".")
+_Lifted = str | Tensor | Callable[[], Tensor]
+"""A weight by its name in the module; a tensor that is what it is; a constant to be asked for."""
+
+
+def _now(lifted: _Lifted, module: nn.Module) -> Tensor:
+    if isinstance(lifted, Tensor):
+        return lifted
+    if callable(lifted):
+        return lifted()
+    path, _, leaf = lifted.rpartition(".")
     return getattr(module.get_submodule(path), leaf)
 
 
+def _part(
+    index: int,
+    value: Callable[[Sequence[Tensor]], Any],
+    of: Sequence[Tensor | Callable[[], Tensor]],
+) -> Tensor:
+    weights = [one if isinstance(one, Tensor) else one() for one in of]
+    return tree_flatten(value(weights))[0][index]
+
+
 # Inductor takes oneDNN's fused operations for its own, with weights that it has packed. Under
-# another name they are left alone.
+# another name they are left alone, and take those that we have by their numbers.
+
+_at_hand: ContextVar[list[Tensor] | None] = ContextVar("at_hand", default=None)
+"""The packed weights of the block that this thread runs."""
 
 _library: torch.library.Library | None = None
 _names: dict[Any, Any] = {}
 
 
-def _opaque(operation: Any) -> Any:
-    if getattr(operation, "namespace", None) != "mkldnn":
-        return operation
-    if operation not in _names:
-        _names[operation] = _renamed(operation)
-    return _names[operation]
+def _opaque(operation: Any, args: tuple[Any, ...]) -> Any:
+    """One of oneDNN's operations by another name, for arguments like these."""
+    place = 2 if "binary" in operation._schema.overload_name else 1
+    key = operation, isinstance(args[place], list)
+    if key not in _names:
+        _names[key] = _renamed(*key, place)
+    return _names[key]
 
 
-def _renamed(operation: Any) -> Any:
+def _renamed(operation: Any, packed: bool, place: int) -> Any:
+    """`operation`; if `packed`, it takes [number, output channels] as the argument at `place`, its
+    weights."""
     global _library
     if _library is None:
         _library = torch.library.Library("latent_upscale", "FRAGMENT")
-    schema = str(operation._schema).partition("::")[2]
-    name = schema.partition("(")[0]
-    plain = name.replace(".", "_")
-    if not hasattr(torch.ops.latent_upscale, plain):
-        _library.define(plain + schema[len(name) :])
-        _library.impl(plain, lambda *args: operation(*args), "CPU")
-        looks = partial(_looks_like, linear="linear" in name, binary="binary" in name)
-        _library.impl(plain, looks, "Meta")
-    return getattr(torch.ops.latent_upscale, plain).default
+    full_name, _, arguments = str(operation._schema).partition("::")[2].partition("(")
+    name = full_name.replace(".", "_") + ("_packed" if packed else "")
+    weight = operation._schema.arguments[place].name
+    if packed:
+        arguments = arguments.replace(f"Tensor {weight},", f"int[] {weight},")
+    looks = partial(_looks_like, linear="linear" in name, place=place)
+
+    def run(*args: Any) -> Tensor:
+        if not packed:
+            return operation(*args)
+        weights = _at_hand.get()
+        if weights is None:  # a compiler's trial, on zeros
+            return looks(*args).zero_()
+        return operation(*args[:place], weights[args[place][0]], *args[place + 1 :])
+
+    if not hasattr(torch.ops.latent_upscale, name):
+        _library.define(f"{name}({arguments}")
+        _library.impl(name, run, "CPU")
+        _library.impl(name, looks, "Meta")
+    return getattr(torch.ops.latent_upscale, name).default
 
 
-def _looks_like(x: Tensor, *args: Any, linear: bool, binary: bool) -> Tensor:
-    """What oneDNN's operations give, on tensors without values."""
-    weight = args[1] if binary else args[0]
+def _looks_like(x: Tensor, *args: Any, linear: bool, place: int) -> Tensor:
+    """What oneDNN's operations give, without its values."""
+    weight = args[place - 1]
+    channels = weight.shape[0] if isinstance(weight, Tensor) else weight[1]
     if linear:
-        return x.new_empty((*x.shape[:-1], weight.shape[0]))
+        return x.new_empty((*x.shape[:-1], channels))
     n, _, height, width = x.shape
-    return x.new_empty((n, height, width, weight.shape[0])).permute(0, 3, 1, 2)
+    return x.new_empty((n, height, width, channels)).permute(0, 3, 1, 2)

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from lib_latent_upscale.architectures import from_state_dict
 from lib_latent_upscale.architectures.layers import winograd
 from lib_latent_upscale.architectures.layers.chunks import chunk_limit
-from lib_latent_upscale.architectures.layers.kernels import plain_weights
 from lib_latent_upscale.architectures.layers.tokens import Conv2d
 
 from . import published
@@ -84,7 +83,7 @@ def test_changed_weights_are_transformed_anew(convolve: Mock) -> None:
     assert convolve.call_count == 2
 
 
-@pytest.mark.parametrize("case", ["narrow", "small", "half", "trained", "tuned", "compiled"])
+@pytest.mark.parametrize("case", ["narrow", "small", "half", "trained", "tuned"])
 def test_others_do_not(convolve: Mock, case: str) -> None:
     conv, x = layer(), torch.randn(1, 32, 32, WIDE)
     if case == "narrow":
@@ -98,11 +97,7 @@ def test_others_do_not(convolve: Mock, case: str) -> None:
     elif case == "tuned":
         assert conv.bias is not None
         conv.bias.requires_grad_()
-    if case == "compiled":
-        with plain_weights():
-            conv(x)
-    else:
-        conv(x)
+    conv(x)
     convolve.assert_not_called()
 
 

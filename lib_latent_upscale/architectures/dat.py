@@ -70,7 +70,11 @@ class AdaptiveInteraction(nn.Module):
         if norm.training:
             return F.gelu(to_tokens(norm(to_picture(conv(x)))))
         weights = (*conv.parameters(), *norm.parameters(), *norm.buffers())
-        weight, bias = self._constants.get(id(layers), weights, lambda: fold_batch_norm(conv, norm))
+
+        def compute(*_: Tensor) -> tuple[Tensor, Tensor]:
+            return fold_batch_norm(conv, norm)
+
+        weight, bias = self._constants.get(id(layers), weights, compute)
         return convolve(x, weight, bias, "gelu", packed=conv.packed)
 
 

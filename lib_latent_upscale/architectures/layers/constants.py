@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten
 
+from .scoped import scoped
+
 _KEPT = 8
+
+_Note = Callable[[Any, Sequence[Tensor], Callable[[Sequence[Tensor]], Any]], None]
+
+_note: ContextVar[_Note | None] = ContextVar("note", default=None)
+
+
+def noting_constants(note: _Note) -> AbstractContextManager[None]:
+    """`note(value, weights, again)` of each constant that this thread gets in the `with` block;
+    `again(weights)` gives what it is later, of the weights as they are then."""
+    return scoped(_note, note)
 
 
 def records_gradients(*tensors: Tensor | None) -> bool:
@@ -21,7 +37,7 @@ def records_gradients(*tensors: Tensor | None) -> bool:
 
 
 class ConstantCache:
-    """Keeps what `compute` gave for a key until one of the weights it came from changes.
+    """Keeps what `compute(*weights)` gave for a key until one of the weights changes.
 
     A weight has changed when it was written to in place, replaced, cast or moved. Nothing is
     kept while gradients are recorded, so training sees every step's weights.
@@ -30,18 +46,26 @@ class ConstantCache:
     def __init__(self) -> None:
         self._kept: OrderedDict[Hashable, tuple[Any, Any]] = OrderedDict()
 
-    def get(self, key: Hashable, weights: Sequence[Tensor], compute: Callable[[], Any]) -> Any:
-        """`compute()`, or what it gave the last time for this key and these weights."""
+    def get(self, key: Hashable, weights: Sequence[Tensor], compute: Callable[..., Any]) -> Any:
+        """`compute(*weights)`, or what it gave the last time for this key and these weights."""
         if records_gradients(*weights):
-            return compute()
+            return compute(*weights)
+        value = self._get(key, weights, compute)
+        note = _note.get()
+        if note is not None:
+            note(value, weights, partial(self.get, key, compute=compute))
+        return value
+
+    def _get(self, key: Hashable, weights: Sequence[Tensor], compute: Callable[..., Any]) -> Any:
         state = tuple(map(_state, weights))
         kept = self._kept.get(key)
         if kept is not None and kept[0] == state:
             return kept[1]
         _counts["computed"] += 1
-        # Outside a host's inference mode, for later calls that record gradients of their input.
-        with torch.inference_mode(False), torch.no_grad():
-            value = compute()
+        # Outside a host's inference mode, for later calls that record gradients of their input;
+        # and outside of what records the operations of this call, which they are none of.
+        with torch.inference_mode(False), torch.no_grad(), _disable_current_modes():
+            value = compute(*weights)
         self._kept[key] = (state, value)
         while len(self._kept) > _KEPT:  # sizes come and go; the latest are the likeliest
             self._kept.popitem(last=False)

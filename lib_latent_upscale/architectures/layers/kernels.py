@@ -5,8 +5,7 @@ They are the CPU's and record no gradients. Where they cannot be used, callers d
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from contextvars import ContextVar
+from collections.abc import Callable
 from functools import cache
 from typing import Literal
 
@@ -16,14 +15,11 @@ from torch.nn import functional as F
 
 from . import winograd
 from .constants import ConstantCache, records_gradients
-from .scoped import scoped
 
 Activation = Literal["none", "gelu", "relu", "silu"]
 
 _Geometry = tuple[list[int], list[int], list[int], int]
 """Of a convolution: padding, stride, dilation and groups."""
-
-_plain: ContextVar[bool] = ContextVar("plain", default=False)
 
 
 def usable(*tensors: Tensor | None) -> bool:
@@ -56,31 +52,25 @@ class PackedWeights(ConstantCache):
 
     def linear(self, weight: Tensor) -> Tensor:
         """`weight` (out, in), of the layer or some rows of it, for `linear`."""
-        return self._packed(weight, "_reorder_linear_weight")
+        return self._packed(weight, torch.ops.mkldnn._reorder_linear_weight)
 
     def convolution(self, weight: Tensor, geometry: _Geometry) -> Tensor:
         """`weight` (out, in / groups, side, side), or some rows of it, for `convolution`."""
-        return self._packed(weight, "_reorder_convolution_weight", *geometry)
+        return self._packed(weight, torch.ops.mkldnn._reorder_convolution_weight, *geometry)
 
-    def winograd(self, weight: Tensor) -> Tensor | None:
-        """`weight` (out, in, 3, 3), for `winograd.convolve`; None where plain ones are wanted."""
-        if _plain.get():
-            return None
-        return self.get("winograd", (weight,), lambda: winograd.transformed(weight))
+    def winograd(self, weight: Tensor) -> Tensor:
+        """`weight` (out, in, 3, 3), for `winograd.convolve`."""
+        return self._packed(weight, winograd.transformed)
 
-    def _packed(self, weight: Tensor, operation: str, *how: list[int] | int) -> Tensor:
-        if _plain.get():
-            return weight
-        return self.get(
-            (weight.storage_offset(), weight.shape),
-            (weight,),
-            lambda: getattr(torch.ops.mkldnn, operation)(weight.contiguous(), *how),
-        )
+    def _packed(self, weight: Tensor, pack: Callable[..., Tensor], *how: list[int] | int) -> Tensor:
+        # Of the whole, not of some rows: a view of it stays behind where the weights are moved.
+        whole = weight if weight._base is None else weight._base
+        look = weight.shape, weight.stride(), weight.storage_offset()
 
+        def compute(whole: Tensor) -> Tensor:
+            return pack(whole.as_strided(*look).contiguous(), *how)
 
-def plain_weights() -> AbstractContextManager[None]:
-    """This thread's calls in the `with` block take no packed weights, which no compiler reads."""
-    return scoped(_plain, True)
+        return self.get((pack, *look), (whole,), compute)
 
 
 def linear(

@@ -57,7 +57,7 @@ class RectanglePair(nn.ModuleList):
         halves = [self[grid] for grid in grids]
         weights = tuple(weight for half in halves for weight in half.parameters())
 
-        def compute() -> Tensor:
+        def compute(*_: Tensor) -> Tensor:
             return torch.cat([half() for half in halves], dim=-3)
 
         return self._constants.get(grids, weights, compute)

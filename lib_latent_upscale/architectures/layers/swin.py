@@ -44,7 +44,7 @@ class WindowAttention(nn.Module):
         if width == dim:
             return weights
 
-        def compute() -> tuple[Tensor, Tensor, Tensor]:
+        def compute(*weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             to_qkv, bias, to_out = (
                 widen_heads(x, dim, width) for x in (*weights[:2], weights[2].T)
             )
@@ -53,10 +53,10 @@ class WindowAttention(nn.Module):
         return self._constants.get(width, weights, compute)
 
     def _bias(self) -> Tensor:
-        table = self.relative_position_bias_table
-        return self._constants.get(
-            "bias", (table,), lambda: masked_bias(spread(table, self.grid.window), self.grid)
-        )
+        def compute(table: Tensor) -> Tensor:
+            return masked_bias(spread(table, self.grid.window), self.grid)
+
+        return self._constants.get("bias", (self.relative_position_bias_table,), compute)
 
 
 class SwinBlock(nn.Module):

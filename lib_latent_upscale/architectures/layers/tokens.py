@@ -66,11 +66,12 @@ def convolve(
     side = weight.shape[-1]
     assert residual is None or gate is None, "one of them"
     if side == 1 and weight.shape[1] == x.shape[-1]:
-        return linear(x, weight.flatten(1), bias, activation, residual, packed=packed)
+        # Not flattened: of weights in inference mode that is no view of them, to `PackedWeights`.
+        flat = weight.view(weight.shape[:2])
+        return linear(x, flat, bias, activation, residual, packed=packed)
     if packed is not None and winograd.pays(x, weight, bias):
-        transformed = packed.winograd(weight)
-        if transformed is not None:
-            return _finished(winograd.convolve(x, transformed, bias), activation, residual, gate)
+        x = winograd.convolve(x, packed.winograd(weight), bias)
+        return _finished(x, activation, residual, gate)
     picture = to_picture(x)
     if kernels.usable(x, weight, bias, residual, gate):
         residual, gate = (None if one is None else to_picture(one) for one in (residual, gate))
