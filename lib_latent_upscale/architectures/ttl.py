@@ -10,30 +10,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .layers.chunks import pieces_of
+from .layers.tokens import Conv2d, convolve, laid_as_tokens, to_picture, to_tokens
 from .network import Network, Shapes
 
 _GROUPS = 32
 
 
 class AttentionBlock(nn.Module):
-    """Single-head attention over all positions, with a skip."""
+    """Single-head attention over all positions, with a skip; tokens (N, H, W, dim)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(_GROUPS, dim)
-        self.q = nn.Conv2d(dim, dim, 1)
-        self.k = nn.Conv2d(dim, dim, 1)
-        self.v = nn.Conv2d(dim, dim, 1)
-        self.proj_out = nn.Conv2d(dim, dim, 1)
+        self.q = Conv2d(dim, dim, 1)
+        self.k = Conv2d(dim, dim, 1)
+        self.v = Conv2d(dim, dim, 1)
+        self.proj_out = Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        normed = self.norm(x.to(embedding.dtype))
-        # (N, 1, H * W, C), contiguous: fused attention takes no other, and the plain one would
-        # hold all (H * W)^2 scores.
-        q, k, v = (
-            conv(normed).flatten(2).transpose(1, 2).contiguous().unsqueeze(1)
-            for conv in (self.q, self.k, self.v)
-        )
+        normed = _normed(self.norm, x.to(embedding.dtype))
+        # (N, 1, H * W, C): fused attention takes no other, and the plain one would hold all
+        # (H * W)^2 scores.
+        q, k, v = (conv(normed).flatten(1, 2).unsqueeze(1) for conv in (self.q, self.k, self.v))
         positions = q.shape[2]
         attended = torch.cat(
             [
@@ -42,7 +40,7 @@ class AttentionBlock(nn.Module):
             ],
             dim=2,
         )
-        return x + self.proj_out(attended.squeeze(1).transpose(1, 2).unflatten(2, x.shape[-2:]))
+        return _onto(x, self.proj_out, attended.view_as(normed))
 
 
 class ResidualBlock(nn.Module):
@@ -50,20 +48,33 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, dim: int, embedding_dim: int) -> None:
         super().__init__()
-        self.in_layers = nn.Sequential(
-            nn.GroupNorm(_GROUPS, dim), nn.SiLU(), nn.Conv2d(dim, dim, 3, 1, 1)
-        )
+        self.in_layers = nn.Sequential(nn.GroupNorm(_GROUPS, dim), nn.SiLU(), Conv2d(dim, dim))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding_dim, dim))
         self.out_layers = nn.Sequential(
             nn.GroupNorm(_GROUPS, dim),
             nn.SiLU(),
             nn.Identity(),  # the published dropout has this index
-            nn.Conv2d(dim, dim, 3, 1, 1),
+            Conv2d(dim, dim),
         )
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        hidden = self.in_layers(x.to(embedding.dtype)) + self.emb_layers(embedding)[..., None, None]
-        return x + self.out_layers(hidden)
+        norm, _, conv = self.in_layers
+        hidden = F.silu(_normed(norm, x.to(embedding.dtype)))
+        bias = conv.bias + self.emb_layers(embedding).squeeze(0)
+        hidden = convolve(hidden, conv.weight, bias, packed=conv.packed)
+        norm, _, _, conv = self.out_layers
+        return _onto(x, conv, F.silu(_normed(norm, hidden)))
+
+
+def _normed(norm: nn.Module, x: Tensor) -> Tensor:
+    return to_tokens(norm(to_picture(x)))
+
+
+def _onto(x: Tensor, conv: Conv2d, change: Tensor) -> Tensor:
+    """x plus `conv(change)`. In half precision, blocks' results are summed up in float32."""
+    if x.dtype == change.dtype:
+        return conv(change, residual=x)
+    return x + conv(change)
 
 
 class Ttl(Network):
@@ -96,14 +107,14 @@ class Ttl(Network):
             )
 
         self.channels = channels
-        self.conv_in = nn.Conv2d(channels, dim, 3, 1, 1)
+        self.conv_in = Conv2d(channels, dim)
         self.embed = nn.Sequential(
             nn.Linear(1, embedding_dim), nn.SiLU(), nn.Linear(embedding_dim, embedding_dim)
         )
         self.in_blocks = blocks(in_blocks)
         self.out_blocks = blocks(out_blocks)
         self.norm_out = nn.GroupNorm(_GROUPS, dim)
-        self.conv_out = nn.Conv2d(dim, channels, 3, 1, 1)
+        self.conv_out = Conv2d(dim, channels)
 
     @classmethod
     def hyperparameters(cls, shapes: Shapes) -> dict[str, Any]:
@@ -126,12 +137,12 @@ class Ttl(Network):
         if tuple(size) == tuple(x.shape[-2:]):
             return x
         embedding = self.embed(x.new_full((1, 1), size[1] / x.shape[-1] - 1))
-        # In half precision, the blocks' results are summed up in float32.
         dtype = x.dtype
-        x = self.conv_in(x).to(torch.promote_types(dtype, torch.float32))
+        x = self.conv_in(laid_as_tokens(x)).to(torch.promote_types(dtype, torch.float32))
         for block in self.in_blocks:
             x = block(x, embedding)
-        x = F.interpolate(x, size=size, mode="bilinear")
+        x = to_tokens(F.interpolate(to_picture(x), size=size, mode="bilinear"))
         for block in self.out_blocks:
             x = block(x, embedding)
-        return self.conv_out(F.silu(self.norm_out(x.to(dtype))))
+        x = self.conv_out(F.silu(_normed(self.norm_out, x.to(dtype))))
+        return to_picture(x).contiguous()
