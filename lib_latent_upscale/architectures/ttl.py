@@ -58,12 +58,12 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        norm, _, conv = self.in_layers
-        hidden = F.silu(_normed(norm, x.to(embedding.dtype)))
-        bias = conv.bias + self.emb_layers(embedding).squeeze(0)
-        hidden = convolve(hidden, conv.weight, bias, packed=conv.packed)
-        norm, _, _, conv = self.out_layers
-        return _onto(x, conv, F.silu(_normed(norm, hidden)))
+        first, second = self.in_layers[2], self.out_layers[3]
+        assert isinstance(first, Conv2d) and isinstance(second, Conv2d)
+        hidden = F.silu(_normed(self.in_layers[0], x.to(embedding.dtype)))
+        bias = first.bias + self.emb_layers(embedding).squeeze(0)
+        hidden = convolve(hidden, first.weight, bias, packed=first.packed)
+        return _onto(x, second, F.silu(_normed(self.out_layers[0], hidden)))
 
 
 def _normed(norm: nn.Module, x: Tensor) -> Tensor:
