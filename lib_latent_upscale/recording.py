@@ -6,7 +6,8 @@ import operator
 from collections.abc import Callable, Hashable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -198,7 +199,6 @@ def _part(
 _at_hand: ContextVar[list[Tensor] | None] = ContextVar("at_hand", default=None)
 """The packed weights of the block that this thread runs."""
 
-_library: torch.library.Library | None = None
 _names: dict[Any, Any] = {}
 
 
@@ -214,9 +214,7 @@ def _opaque(operation: Any, args: tuple[Any, ...]) -> Any:
 def _renamed(operation: Any, packed: bool, place: int) -> Any:
     """`operation`; if `packed`, it takes [number, output channels] as the argument at `place`, its
     weights."""
-    global _library
-    if _library is None:
-        _library = torch.library.Library("latent_upscale", "FRAGMENT")
+    library = _own_library()
     full_name, _, arguments = str(operation._schema).partition("::")[2].partition("(")
     name = full_name.replace(".", "_") + ("_packed" if packed else "")
     weight = operation._schema.arguments[place].name
@@ -232,11 +230,25 @@ def _renamed(operation: Any, packed: bool, place: int) -> Any:
             return looks(*args).zero_()
         return operation(*args[:place], weights[args[place][0]], *args[place + 1 :])
 
-    if not hasattr(torch.ops.latent_upscale, name):
-        _library.define(f"{name}({arguments}")
-        _library.impl(name, run, "CPU")
-        _library.impl(name, looks, "Meta")
-    return getattr(torch.ops.latent_upscale, name).default
+    library.define(f"{name}({arguments}")
+    library.impl(name, run, "CPU")
+    library.impl(name, looks, "Meta")
+    return getattr(getattr(torch.ops, library.ns), name).default
+
+
+@cache
+def _own_library() -> torch.library.Library:
+    """Of this module alone: a WebUI may import it anew, and what was recorded before then still
+    takes the weights that are at hand here."""
+    for number in count(1):
+        name = f"latent_upscale_{number}"
+        try:
+            library = torch.library.Library(name, "DEF")
+        except RuntimeError:  # there is one
+            continue
+        getattr(torch.ops, name).library = library  # it lives as long as they do
+        return library
+    raise AssertionError("as many as there are numbers")
 
 
 def _looks_like(x: Tensor, *args: Any, linear: bool, place: int) -> Tensor:

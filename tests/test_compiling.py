@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
+import importlib
 import shutil
+import sys
 import threading
 import time
 import weakref
@@ -17,7 +19,7 @@ from torch import Tensor
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from lib_latent_upscale import Interrupted, compiling
+from lib_latent_upscale import Interrupted, compiling, recording
 from lib_latent_upscale.architectures import from_state_dict
 from lib_latent_upscale.architectures.layers.constants import caches_of
 from lib_latent_upscale.architectures.network import Network
@@ -32,6 +34,7 @@ from . import published
 from .published import relative_error
 
 BUNDLED = files.MODEL_FOLDER / "compact-sd15-x2.safetensors"
+HALFWAY = files.MODEL_FOLDER / "halfway-sd15.safetensors"
 TARGET = (16, 16)
 NETWORKS = ["DAT6x6", "SwinFIR4x6", "CRAFT7x6", "DRCTFIR12x6", "city96_x2.0", "ttl"]
 
@@ -266,6 +269,31 @@ def test_constants_are_those_of_the_weights_of_the_moment(name: str, compiler: C
     network.to(torch.bfloat16)
     gc.collect()
     assert not any(one() is not None for one in gone)
+
+
+def test_imported_anew_it_takes_its_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the WebUI's "Reload UI" does, while jobs of before may still run."""
+
+    def result(record: Any, network: Any, x: Tensor) -> tuple[Callable[[], Tensor], Tensor]:
+        block = network.coarse[0]
+        with torch.inference_mode():
+            expected, recording = record(block.forward, block, (x,), {})
+        module = recording.module()
+        return lambda: recording.call(module, block, x), expected
+
+    x = torch.randn(1, 8, 8, 64)
+    old, expected = result(recording.record, load(HALFWAY).network, x)
+    with monkeypatch.context() as anew:
+        for name in [name for name in sys.modules if name.startswith("lib_latent_upscale")]:
+            anew.delitem(sys.modules, name)
+        again = importlib.import_module("lib_latent_upscale.recording")
+        network = importlib.import_module("lib_latent_upscale").load(HALFWAY).network
+        assert again is not recording and not isinstance(network, Network)
+        new, same = result(again.record, network, x)
+        with torch.inference_mode():
+            assert torch.equal(new(), expected)
+    with torch.inference_mode():
+        assert torch.equal(old(), expected) and torch.equal(same, expected)
 
 
 def test_a_copy_is_not_compiled(compiler: Compiler) -> None:
