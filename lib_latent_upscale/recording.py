@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -199,19 +200,18 @@ def _part(
 _at_hand: ContextVar[list[Tensor] | None] = ContextVar("at_hand", default=None)
 """The packed weights of the block that this thread runs."""
 
-_names: dict[Any, Any] = {}
+_renaming = threading.Lock()
 
 
 def _opaque(operation: Any, args: tuple[Any, ...]) -> Any:
     """One of oneDNN's operations by another name, for arguments like these."""
     place = 2 if "binary" in operation._schema.overload_name else 1
-    key = operation, isinstance(args[place], list)
-    if key not in _names:
-        _names[key] = _renamed(*key, place)
-    return _names[key]
+    with _renaming:  # a name is defined once
+        return _renamed(operation, place, isinstance(args[place], list))
 
 
-def _renamed(operation: Any, packed: bool, place: int) -> Any:
+@cache
+def _renamed(operation: Any, place: int, packed: bool) -> Any:
     """`operation`; if `packed`, it takes [number, output channels] as the argument at `place`, its
     weights."""
     library = _own_library()
