@@ -102,6 +102,17 @@ class _Constant:
     again: Callable[[], Tensor]
 
 
+_INTO_VIEWS = {
+    torch.ops.aten.baddbmm_.default: torch.ops.aten.baddbmm.default,
+    torch.ops.aten.add.out: torch.ops.aten.add.Tensor,
+}
+"""What the networks do in place in a part of a tensor, or in one that lies otherwise.
+
+A compiler does without that, and takes the result as it would lie by itself for the tensor, of
+which it then cannot make the same views. A copy into it, it can.
+"""
+
+
 class _Recorder(TorchDispatchMode):
     def __init__(self, inputs: list[Tensor]) -> None:
         super().__init__()
@@ -142,11 +153,11 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
-        if func is torch.ops.aten.baddbmm_.default:
-            # A compiler does without operations in place, and takes a product for contiguous even
-            # where it goes into a view that is not, which it then cannot undo. A copy it can.
-            product = self.graph.call_function(torch.ops.aten.baddbmm.default, args, kwargs)
-            return self.graph.call_function(torch.ops.aten.copy_.default, (args[0], product))
+        if func in _INTO_VIEWS:
+            kwargs = dict(kwargs)
+            into = kwargs.pop("out", args[0])
+            result = self.graph.call_function(_INTO_VIEWS[func], args, kwargs)
+            return self.graph.call_function(torch.ops.aten.copy_.default, (into, result))
         if getattr(func, "namespace", None) == "mkldnn":
             func = _opaque(func, args)
         return self.graph.call_function(func, args, kwargs)

@@ -21,6 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from lib_latent_upscale import Interrupted, compiling, recording
 from lib_latent_upscale.architectures import from_state_dict
+from lib_latent_upscale.architectures.layers import winograd
 from lib_latent_upscale.architectures.layers.constants import caches_of
 from lib_latent_upscale.architectures.network import Network
 from lib_latent_upscale.cache import Policy, UpscalerCache
@@ -97,11 +98,8 @@ def small(name: str) -> Network:
     return network.requires_grad_(False)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", NETWORKS)
-def test_what_was_recorded_is_what_the_network_computes(
-    name: str, dtype: torch.dtype, compiler: Compiler
-) -> None:
+def check_what_was_recorded(name: str, dtype: torch.dtype, compiler: Compiler) -> Network:
+    """It is what the network computes, operations in place or not."""
     compiler.functional = True
     network = small(name).to(dtype)
     how = {"size": (24, 40)} if name == "ttl" else {}
@@ -116,8 +114,31 @@ def test_what_was_recorded_is_what_the_network_computes(
     assert compiler.runs
     # oneDNN may take another kernel for a tensor that lies otherwise.
     assert relative_error(result, expected[1]) < (1e-5 if dtype == torch.float32 else 1e-2)
+    return network
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_was_recorded_is_what_the_network_computes(
+    name: str, dtype: torch.dtype, compiler: Compiler
+) -> None:
+    check_what_was_recorded(name, dtype, compiler)
     if name in ("DAT6x6", "SwinFIR4x6", "CRAFT7x6"):  # of blocks of one kind
         assert len(set(compiler.kinds)) < len(compiler.kinds)
+
+
+@pytest.mark.parametrize("piece", [winograd._IN_CACHE, 1])
+@pytest.mark.parametrize("name", ["DAT6x6", "CRAFT7x6", "SwinFIR4x6", "DRCTFIR12x6", "ttl"])
+def test_convolutions_by_fewer_products_are_recorded(
+    name: str, piece: int, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of large latents, in one piece and in several."""
+    monkeypatch.setattr(winograd, "_CHANNELS", 1)
+    monkeypatch.setattr(winograd, "_TOKENS", 1)
+    monkeypatch.setattr(winograd, "_IN_CACHE", piece)
+    network = check_what_was_recorded(name, torch.float32, compiler)
+    made = [one for cache in caches_of(network) for one in cache.tensors() if one.dim() == 3]
+    assert any(len(one) == 36 for one in made)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
