@@ -115,8 +115,8 @@ def _add_running() -> None:
         settings.COMPILE_KEY,
         False,
         "Compile the networks with torch.compile",
-        "faster jobs once a network is compiled for a size, which takes a while beside the jobs; "
-        "on a CPU by little; needs a model that is kept",
+        "for faster jobs once a network is compiled for a size, which takes up to minutes beside "
+        "the jobs; on a CPU it changes little; needs a model that is kept",
     )
 
 
