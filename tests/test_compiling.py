@@ -113,7 +113,7 @@ def check_what_was_recorded(name: str, dtype: torch.dtype, compiler: Compiler) -
         result = compilation.run(network, other, **how)
     assert compiler.runs
     # oneDNN may take another kernel for a tensor that lies otherwise.
-    assert relative_error(result, expected[1]) < (1e-5 if dtype == torch.float32 else 1e-2)
+    assert relative_error(result, expected[1]) < (1e-5 if dtype == torch.float32 else 2e-2)
     return network
 
 
