@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -62,9 +62,10 @@ class ConstantCache:
         if kept is not None and kept[0] == state:
             return kept[1]
         _counts["computed"] += 1
-        # Outside a host's inference mode, for later calls that record gradients of their input;
-        # and outside of what records the operations of this call, which they are none of.
-        with torch.inference_mode(False), torch.no_grad(), _disable_current_modes():
+        # Of a call that is recorded they are no operations; who measures one's memory, counts them.
+        aside = nullcontext() if _note.get() is None else _disable_current_modes()
+        # Outside a host's inference mode, for later calls that record gradients of their input.
+        with torch.inference_mode(False), torch.no_grad(), aside:
             value = compute(*weights)
         self._kept[key] = (state, value)
         while len(self._kept) > _KEPT:  # sizes come and go; the latest are the likeliest
