@@ -119,7 +119,7 @@ class TinyVae(Vae):
         if self.encoder is None:
             raise TrainingError(f"{self.name} is a decoder; name the encoder's file to encode")
         layers = list(self.encoder)
-        features = (pictures + 1) / 2
+        features = (pictures + 1).contiguous(memory_format=torch.channels_last) / 2
         with self._autocast(pictures.device):
             for layer in layers[:-1]:
                 features = layer(features)
@@ -151,7 +151,7 @@ class DiffusersVae(Vae):
         self, pictures: Tensor, generator: Generator | Sequence[Generator] | None
     ) -> Tensor:
         with self._autocast(pictures.device):
-            encoded = self.model.encode(pictures)
+            encoded = self.model.encode(pictures.contiguous(memory_format=torch.channels_last))
         if hasattr(encoded, "latents"):  # AutoencoderTiny's: one latent, in UNet scale
             latents: Tensor = encoded.latents.float()
             return self.space.unet.to(RAW, latents)
