@@ -190,7 +190,7 @@ def _ttl(space: LatentSpace, sha256: str, git_blob: str) -> Entry:
 
 
 _ENTRIES = (
-    _bundled(SD15, 2_824_784, "4f5869779a55374191ea7744cf17f5ac7d4e021fe22abeb8bbbb11c674f56503"),
+    _bundled(SD15, 2_824_784, "81199b26eee1e0c835309f7823d0ae0d906419073fdbb1a7b703c1f35b6380d1"),
     _own(
         "sharp-sd15",
         "Latent (sharp SD1.5)",
@@ -247,7 +247,7 @@ _ENTRIES = (
         184_614_288,
         "7e0b933982d45cfe",
     ),
-    _bundled(SDXL, 2_824_784, "8fba5e3d6a4d88f2d2b2a07e2f2a78b69665f968cba95ae3e0e519a17754c887"),
+    _bundled(SDXL, 2_824_784, "9eea8b9ed0e237ffffb6ce2e89b9c42bcbd8a8c841f3226dff2901295b52a4c9"),
     _sudo(
         "swinfir-4x6-mse-sdxl",
         "Latent (SwinFIR 4x6 MSE SDXL)",
@@ -319,7 +319,7 @@ _ENTRIES = (
         "a611e85506237312706bd49c8e2d8791f43f7303",
     ),
     _bundled(SD3, 2_852_456, "7c4f78d55c9190c7b4ff8685fb166999ff7410dbe84680a09af3c014812a3f1c"),
-    _bundled(FLUX, 2_852_456, "25d2f400665600be44254ad1eedfdfd62a13d8b452d03a98c16bbdb0141fb3fd"),
+    _bundled(FLUX, 2_852_456, "1e3a45dcef7de48be8fce3037d457abbba804b283a747217a61b776ecef6bd94"),
 )
 
 CATALOG: Mapping[str, Entry] = {entry.id: entry for entry in _ENTRIES}
