@@ -112,8 +112,10 @@ def check_what_was_recorded(name: str, dtype: torch.dtype, compiler: Compiler) -
         assert not compiler.runs
         result = compilation.run(network, other, **how)
     assert compiler.runs
-    # oneDNN may take another kernel for a tensor that lies otherwise.
-    assert relative_error(result, expected[1]) < (1e-5 if dtype == torch.float32 else 2e-2)
+    # oneDNN may take another kernel for a tensor that lies otherwise; torch before 2.2, which has
+    # none that is fused, rounds ttl's results in bfloat16 by 0.014.
+    half = 2e-2 if name == "ttl" and torch.__version__ < "2.2" else 1e-2
+    assert relative_error(result, expected[1]) < (1e-5 if dtype == torch.float32 else half)
     return network
 
 

@@ -46,7 +46,9 @@ class Vae(ABC):
         if pictures.shape[-2] % codecs.FACTOR or pictures.shape[-1] % codecs.FACTOR:
             raise ValueError(f"picture sides must be multiples of 8, not {tuple(pictures.shape)}")
         with torch.inference_mode():
-            latents = self._encode(pictures.float(), generator)
+            # As convolutions on a CPU are quickest with, in bfloat16 above all.
+            pictures = pictures.float().contiguous(memory_format=torch.channels_last)
+            latents = self._encode(pictures, generator)
         return latents.clone()  # outside of inference mode: a tensor that gradients may use
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -119,7 +121,7 @@ class TinyVae(Vae):
         if self.encoder is None:
             raise TrainingError(f"{self.name} is a decoder; name the encoder's file to encode")
         layers = list(self.encoder)
-        features = (pictures + 1).contiguous(memory_format=torch.channels_last) / 2
+        features = (pictures + 1) / 2
         with self._autocast(pictures.device):
             for layer in layers[:-1]:
                 features = layer(features)
@@ -151,7 +153,7 @@ class DiffusersVae(Vae):
         self, pictures: Tensor, generator: Generator | Sequence[Generator] | None
     ) -> Tensor:
         with self._autocast(pictures.device):
-            encoded = self.model.encode(pictures.contiguous(memory_format=torch.channels_last))
+            encoded = self.model.encode(pictures)
         if hasattr(encoded, "latents"):  # AutoencoderTiny's: one latent, in UNet scale
             latents: Tensor = encoded.latents.float()
             return self.space.unet.to(RAW, latents)
