@@ -24,7 +24,7 @@ from . import devices
 from .errors import TrainingError
 from .latent_classifier import LatentClassifier, save
 from .optimizers import RateSchedule, set_rate
-from .options import add_computing, add_shards, check_out
+from .options import add_computing, add_shards, check_above_zero, check_out
 from .shards import ShardReader
 from .stopping import Stop
 from .stream import PairStream
@@ -160,8 +160,6 @@ def _check(options: argparse.Namespace) -> None:
     check_out(options.out)
     if options.out.exists():
         raise TrainingError(f"{options.out} is there already: name another file as --out")
-    for name in ("steps", "batch", "crop", "learning_rate"):
-        if not getattr(options, name) > 0:
-            raise TrainingError(f"--{name.replace('_', '-')} is to be above 0")
+    check_above_zero(options, "steps", "batch", "crop", "learning_rate")
     if options.width < 8 or options.width % 8:
         raise TrainingError(f"--width is a multiple of 8, not {options.width}")

@@ -28,7 +28,7 @@ from ..weights import writing
 from . import codecs, devices, halves, initial, trained, whole
 from .criterion import Criterion
 from .errors import TrainingError
-from .options import add_computing, add_shards
+from .options import add_computing, add_shards, check_above_zero, check_out
 from .recipe_book import RECIPES
 from .shards import ShardReader
 from .stream import PairStream
@@ -66,6 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The command. Raises `TrainingError` for what the user can put right."""
+    check_out(options.out)
+    check_above_zero(options, "pairs", "batch")
+    if min(options.steps) < 0:
+        raise TrainingError("--steps is two numbers, 0 or more")
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)

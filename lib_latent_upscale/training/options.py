@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from .errors import TrainingError
@@ -17,9 +18,23 @@ def add_shards(parser: argparse.ArgumentParser, of: str = "") -> None:
 
 
 def check_out(path: Path) -> None:
-    """Raises `TrainingError` for an `--out` that no .safetensors file is to be called."""
+    """Raises `TrainingError` for an `--out` that no .safetensors file is to be called, or can be
+    written to: before hours of work, not after."""
     if path.suffix != ".safetensors":
         raise TrainingError(f"--out {path}: a name that ends in .safetensors is wanted")
+    if path.is_dir():
+        raise TrainingError(f"--out {path} is a folder: name a file in it")
+    folder = next(one for one in path.absolute().parents if one.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise TrainingError(f"--out {path}: nothing can be written in {folder}")
+
+
+def check_above_zero(options: argparse.Namespace, *names: str) -> None:
+    """Raises `TrainingError` for the first of these options that is not above zero."""
+    for name in names:
+        value = getattr(options, name)
+        if not value > 0:
+            raise TrainingError(f"--{name.replace('_', '-')} is to be above 0, not {value}")
 
 
 def add_computing(parser: argparse.ArgumentParser, precision: str = "bf16") -> None:

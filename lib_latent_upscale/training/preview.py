@@ -31,7 +31,7 @@ from . import devices, metrics, trained, whole
 from .ema import Ema
 from .errors import TrainingError
 from .optimizers import RateSchedule, set_rate
-from .options import add_computing, add_shards
+from .options import add_computing, add_shards, check_above_zero, check_out
 from .shards import ShardReader
 from .vae import Vae, open_vae, to_images
 
@@ -65,13 +65,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The command. Raises `TrainingError` for what the user can put right."""
+    check_out(options.out)
+    check_above_zero(options, "steps", "batch", "learning_rate")
+    if options.squares < HELD_OUT + options.batch:
+        raise TrainingError(f"--squares {options.squares}: {HELD_OUT} alone are held out")
     reader = ShardReader(options.data)
     device = devices.find(options.device)
     torch.manual_seed(options.seed)
     vae = open_vae(options.decoder, reader.space, device=device, precision=options.precision)
     model = begin(reader.space.channels, options.begin).to(device)
-    if options.squares < HELD_OUT + options.batch:
-        raise TrainingError(f"--squares {options.squares}: {HELD_OUT} alone are held out")
     latents, pictures = squares(reader, vae, options.squares, device)
     model = train(model, latents, pictures, options)
     about = {

@@ -20,9 +20,8 @@ from torch import Tensor
 from ..architectures.halfway import Halfway, ResidualBlock
 from ..architectures.layers.tokens import Conv2d
 from . import trained
-from .errors import TrainingError
 from .idle import IdleChannels
-from .options import add_shards, check_out
+from .options import add_shards, check_above_zero, check_out
 from .shards import ShardReader
 
 
@@ -40,8 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """The command. Raises `TrainingError` for what the user can put right."""
     check_out(options.out)
-    if options.pairs < 1:
-        raise TrainingError(f"--pairs is 1 or more, not {options.pairs}")
+    check_above_zero(options, "pairs")
     reader = ShardReader(options.data)
     given, network = trained.halfway_of(options.weights, reader.space)
     torch.manual_seed(options.seed)
