@@ -136,12 +136,15 @@ class UpscalerCache:
         with self._lock:
             loading = self._loading.setdefault(key, threading.Lock())
         with loading:
-            model = self._found(key)  # by a thread that was here before
-            if model is None:
-                model = Model(path, load(path))
+            try:
+                model = self._found(key)  # by a thread that was here before
+                if model is None:
+                    model = Model(path, load(path))
+                    with self._lock:
+                        self._counts["loads"] += 1
+                        self._models[key] = model
+            finally:
                 with self._lock:
-                    self._counts["loads"] += 1
-                    self._models[key] = model
                     self._loading.pop(key, None)
         self._forget_old()
         return model
