@@ -190,7 +190,7 @@ def _ttl(space: LatentSpace, sha256: str, git_blob: str) -> Entry:
 
 
 _ENTRIES = (
-    _bundled(SD15, 2_824_784, "81199b26eee1e0c835309f7823d0ae0d906419073fdbb1a7b703c1f35b6380d1"),
+    _bundled(SD15, 2_824_784, "aa1569c68b2ef08fb30933eec9e13498f22248f6e26816386ff3e0e21187e2f3"),
     _own(
         "sharp-sd15",
         "Latent (sharp SD1.5)",
@@ -319,7 +319,7 @@ _ENTRIES = (
         "a611e85506237312706bd49c8e2d8791f43f7303",
     ),
     _bundled(SD3, 2_852_456, "7c4f78d55c9190c7b4ff8685fb166999ff7410dbe84680a09af3c014812a3f1c"),
-    _bundled(FLUX, 2_852_456, "1e3a45dcef7de48be8fce3037d457abbba804b283a747217a61b776ecef6bd94"),
+    _bundled(FLUX, 2_852_456, "fd1472857bad7f81828368eb6c9d7669e2b8fe80aad6a9fb5fd3eb46af95e3b2"),
 )
 
 CATALOG: Mapping[str, Entry] = {entry.id: entry for entry in _ENTRIES}
