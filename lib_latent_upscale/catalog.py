@@ -198,7 +198,7 @@ _ENTRIES = (
         SD15,
         "halfway-sharp-sd15.safetensors",
         2_824_784,
-        "09bfcb0cf1289306c44da16a6f6e428016f53902c7d8af6e6c5ad35ec5aae193",
+        "54aba4d5364395b317afd09374c93ab0df173d768766c5ae55fb7cbc0cd0cd69",
         factor=None,
     ),
     _own(
