@@ -137,16 +137,19 @@ class UpscalerCache:
             loading = self._loading.setdefault(key, threading.Lock())
         with loading:
             try:
-                model = self._found(key)  # by a thread that was here before
-                if model is None:
-                    model = Model(path, load(path))
-                    with self._lock:
-                        self._counts["loads"] += 1
-                        self._models[key] = model
+                # Found: by a thread that was here before.
+                model = self._found(key) or self._load(key, path)
             finally:
                 with self._lock:
                     self._loading.pop(key, None)
         self._forget_old()
+        return model
+
+    def _load(self, key: object, path: Path) -> Model:
+        model = Model(path, load(path))
+        with self._lock:
+            self._counts["loads"] += 1
+            self._models[key] = model
         return model
 
     def _found(self, key: object) -> Model | None:

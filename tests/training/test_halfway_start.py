@@ -176,22 +176,3 @@ def test_the_command_writes_what_training_begins_from(
     other = str(Path(lib_latent_upscale.__file__).parent.parent / "models" / OTHER)
     assert main(["halfway", *said, *few, "--begin", other, "--out", str(out)]) == 2
     assert main(["halfway", *said[:4], "--decoder", str(files[0]), "--out", str(out)]) == 2
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--steps", "-1", "5"], "--steps is two numbers"),
-        (["--batch", "0"], "--batch is to be above 0, not 0"),
-        (["--pairs", "0"], "--pairs is to be above 0"),
-        (["--out", "start.pt"], "ends in .safetensors"),
-    ],
-)
-def test_wrong_options_are_told_before_anything_is_read(
-    more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    away = str(tmp_path / "away")
-    out = str(tmp_path / "start.safetensors")
-    said = ["--data", away, "--vae", away, "--decoder", away, "--out", out]
-    assert main(["halfway", *said, *more]) == 2
-    assert message in capsys.readouterr().err

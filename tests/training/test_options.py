@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lib_latent_upscale.training.__main__ import main
 from lib_latent_upscale.training.errors import TrainingError
 from lib_latent_upscale.training.options import check_out
 
@@ -33,3 +34,28 @@ def test_what_cannot_be_written_is_told_beforehand(
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     with pytest.raises(TrainingError, match="nothing can be written in"):
         check_out(tmp_path / "weights.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "message"),
+    [
+        ("halfway", ["--steps", "-1", "5"], "--steps is two numbers"),
+        ("halfway", ["--batch", "0"], "--batch is to be above 0, not 0"),
+        ("halfway", ["--pairs", "0"], "--pairs is to be above 0"),
+        ("halfway", ["--out", "start.pt"], "ends in .safetensors"),
+        ("preview", ["--squares", "65"], "64 alone are held out"),
+        ("preview", ["--steps", "0"], "--steps is to be above 0, not 0"),
+        ("preview", ["--batch", "-1"], "--batch is to be above 0"),
+        ("preview", ["--learning-rate", "nan"], "--learning-rate is to be above 0"),
+        ("preview", ["--out", "preview.pt"], "ends in .safetensors"),
+    ],
+)
+def test_wrong_options_are_told_before_anything_is_read(
+    command: str, more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    away = str(tmp_path / "away")
+    said = ["--data", away, "--decoder", away, "--out", str(tmp_path / "out.safetensors")]
+    if command == "halfway":
+        said += ["--vae", away]
+    assert main([command, *said, *more]) == 2
+    assert message in capsys.readouterr().err
