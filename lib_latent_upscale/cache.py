@@ -202,8 +202,8 @@ class UpscalerCache:
 
     def leave_device(self, device: torch.device) -> None:
         """Drops all copies on the device that are not in use."""
-        for model in list(self._models.values()):
-            for place in [place for place in model.copies if place[0] == device]:
+        for model in self._all():
+            for place in [place for place in list(model.copies) if place[0] == device]:
                 self._drop(model, place)
 
     def statistics(self) -> Statistics:
@@ -219,15 +219,18 @@ class UpscalerCache:
 
     def loaded(self) -> dict[Path, dict[str, int]]:
         """The files whose models are loaded, each with the bytes of its weights by device."""
-        with self._lock:
-            models = list(self._models.values())
         found: dict[Path, Counter[str]] = {}
-        for model in models:
+        for model in self._all():
             places = found.setdefault(model.path, Counter())
             places["cpu"] += size(model.upscaler.network)
             for copy in list(model.copies.values()):
                 places[str(copy.device)] += size(copy.network)
         return {path: dict(places) for path, places in found.items()}
+
+    def _all(self) -> list[Model]:
+        """The models, the least recently used first."""
+        with self._lock:
+            return list(self._models.values())
 
     # Under `Policy.KEEP`: who has to go.
 
@@ -247,11 +250,9 @@ class UpscalerCache:
 
     def _trim(self, device: torch.device) -> None:
         """Drops the least recently used copies on a device until the rest may stay."""
-        with self._lock:
-            models = list(self._models.values())
         found = [
             (model, place, size(copy.network))
-            for model in models
+            for model in self._all()
             for place, copy in list(model.copies.items())
             if place[0] == device
         ]
@@ -287,15 +288,14 @@ class UpscalerCache:
             model.lock.release()
 
     def _has_copies(self, device: torch.device) -> bool:
-        models = list(self._models.values())
-        return any(place[0] == device for model in models for place in list(model.copies))
+        return any(place[0] == device for model in self._all() for place in list(model.copies))
 
     def _forget_old(self) -> None:
         """Forgets the least recently used models beyond what the CPU keeps; never the last."""
-        with self._lock:
-            sizes = [size(model.upscaler.network) for model in self._models.values()]
+        models = self._all()
+        sizes = [size(model.upscaler.network) for model in models]
         surplus = sum(sizes) - _CPU_BYTES
-        for model, one in list(zip(self._models.values(), sizes))[:-1]:
+        for model, one in list(zip(models, sizes))[:-1]:
             if surplus <= 0:
                 return
             self._forget(functools.partial(operator.is_, model))

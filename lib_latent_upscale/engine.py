@@ -155,16 +155,17 @@ class Engine:
         if way.device.type == "cpu" or not way.is_first:
             return 0
         key = (model.path, latent.shape, tuple(size), way.dtype, way.limit)
-        if key not in self._working:
-            if len(self._working) == _SIZES_KNOWN:
-                self._working.clear()
+        working = self._working.get(key)
+        if working is None:
             try:
                 with chunk_limit(way.limit):
                     known = model.upscaler.working_bytes(latent.shape, size, way.dtype)
             except (RuntimeError, NotImplementedError):  # of a torch that cannot do without values
                 known = 0
-            self._working[key] = int(_MARGIN * known)
-        return self._working[key]
+            if len(self._working) >= _SIZES_KNOWN:
+                self._working.clear()
+            working = self._working[key] = int(_MARGIN * known)
+        return working
 
     def _set_compile(self, upscaler: LatentUpscaler, compile: bool) -> None:
         if upscaler.compilation is not None and upscaler.compilation.failed:
