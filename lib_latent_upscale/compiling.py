@@ -2,9 +2,10 @@
 
 The first job at a size runs as always while its blocks' operations are recorded. A thread of its
 own then compiles each kind of block once, with the weights as inputs, for all blocks of that kind;
-jobs run as before until all are ready. Regional compilation, as in torch's recipes, but on
-recorded operations: what Python decides on the way (sizes, constants, pieces) is decided once, and
-nothing is guarded or compiled in a job's own thread.
+jobs run as before until all are ready. The next jobs tell whether that is worth it: in turn
+compiled and as before, and then always in the faster way. Regional compilation, as in torch's
+recipes, but on recorded operations: what Python decides on the way (sizes, constants, pieces) is
+decided once, and nothing is guarded or compiled in a job's own thread.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,16 +34,23 @@ SIZES = 4
 _LARGEST = 128 * 128
 """Pixels of the latents it is done for: a large one's time is in the products alone."""
 
+_TRIALS = 2
+"""Calls in each way that tell which is the faster one. The best of them count: the first may be
+slow for reasons of its own, and other work runs beside."""
+
 
 class Compilation:
     """What is compiled of one network, whose blocks ask here first from now on.
 
     Its blocks are the modules of the classes `network.block_types`, or itself if it names none.
-    name, log: what is told, in one line each, of an end or a failure.
+    name, log: what is told, in one line each, of an end, a failure, and of what is the faster way.
+    always: runs what is compiled even where that is not faster.
     """
 
-    def __init__(self, network: Network, name: str, log: Callable[[str], None]) -> None:
-        self._name, self._log = name, log
+    def __init__(
+        self, network: Network, name: str, log: Callable[[str], None], *, always: bool = False
+    ) -> None:
+        self._name, self._log, self._always = name, log, always
         self._lock = threading.Lock()
         self._sizes: dict[Hashable, _Size] = {}
         self._failed = False
@@ -51,8 +59,8 @@ class Compilation:
             block.forward = _Block(block, self)
 
     def run(self, network: Callable[..., Tensor], x: Tensor, **how: Any) -> Tensor:
-        """`network(x, **how)`: compiled if that is ready, else as it is, recorded at its first
-        time."""
+        """`network(x, **how)`: compiled if that is ready and not slower, else as it is, recorded
+        at its first time."""
         if not self._wanted(x):
             return network(x, **how)
         key = (x.shape, x.dtype, x.device, tuple(how.items()), chunks.limit())
@@ -60,10 +68,14 @@ class Compilation:
             size = self._sizes.get(key)
             records = size is None and len(self._sizes) < SIZES
             if records:
-                size = self._sizes[key] = _Size()
+                size = self._sizes[key] = _Size(faster=True if self._always else None)
         if size is None:
             return network(x, **how)
-        self._local.call = _Call(size, records)
+        ready = size.ready and not self._failed
+        on_trial = ready and size.faster is None
+        compiled = ready and size.compiled_next
+        self._local.call = _Call(size.steps, records, compiled)
+        started = _now(x.device) if on_trial else 0.0
         try:
             result = network(x, **how)
         except BaseException:
@@ -75,6 +87,8 @@ class Compilation:
             del self._local.call
         if records:
             _compile_later(self, size)
+        if on_trial and not self._failed:
+            self._judge(size, compiled, _now(x.device) - started)
         return result
 
     @property
@@ -98,15 +112,15 @@ class Compilation:
         call: _Call | None = getattr(self._local, "call", None)
         if call is None:
             return block.plain(*args, **kwargs)
-        position, size = call.steps, call.size
-        call.steps += 1
+        position = call.position
+        call.position += 1
         if call.records:
             result, recording = record(block.plain, block.module, args, kwargs)
-            size.steps.append(_Step(recording))
+            call.steps.append(_Step(recording))
             return result
-        if size.ready and not self._failed:
+        if call.compiled and not self._failed:
             try:
-                return size.steps[position].run(block.module, args, kwargs)
+                return call.steps[position].run(block.module, args, kwargs)
             except Exception as error:
                 if is_out_of_memory(error):
                     raise  # who called may make room, and does not compile then
@@ -126,6 +140,21 @@ class Compilation:
         seconds = time.perf_counter() - started
         self._log(f"{self._name} is compiled for its next jobs at this size, in {seconds:.0f} s")
 
+    def _judge(self, size: _Size, compiled: bool, seconds: float) -> None:
+        """Takes in how long a call took; enough of them say how all others run."""
+        with self._lock:
+            size.seconds[compiled].append(seconds)
+            if size.faster is not None or min(map(len, size.seconds.values())) < _TRIALS:
+                return
+            own, plain = min(size.seconds[True]), min(size.seconds[False])
+            size.faster = own < plain
+            if not size.faster:
+                size.steps = []  # not cleared: another thread's call may be in them
+        self._log(
+            f"{self._name} takes {own:.3g} s compiled at this size and {plain:.3g} s as it is: "
+            f"it runs {'compiled' if own < plain else 'as it is'} from now on"
+        )
+
     def _fail(self, how: str, error: Exception) -> None:
         with self._lock:
             told, self._failed = self._failed, True
@@ -135,21 +164,33 @@ class Compilation:
             self._log(f"{self._name} {how} and runs as it is: {reason[:200]}")
 
 
+@dataclass
 class _Size:
-    """One size of latents: its blocks' calls in order."""
+    """One size of latents."""
 
-    def __init__(self) -> None:
-        self.steps: list[_Step] = []
-        self.ready = False
+    faster: bool | None
+    """Whether it is faster compiled; None until that is known."""
+    steps: list[_Step] = field(default_factory=list)
+    """Its blocks' calls in order."""
+    ready: bool = False
+    seconds: dict[bool, list[float]] = field(default_factory=lambda: {True: [], False: []})
+    """Of the network's calls compiled, and as it is, until `faster` is known."""
+
+    @property
+    def compiled_next(self) -> bool:
+        if self.faster is not None:
+            return self.faster
+        return len(self.seconds[True]) <= len(self.seconds[False])
 
 
 @dataclass
 class _Call:
-    """A network's call that goes on: the blocks called so far, and whether it is recorded."""
+    """A network's call that goes on: the blocks' steps, and the number of those called so far."""
 
-    size: _Size
+    steps: list[_Step]
     records: bool
-    steps: int = 0
+    compiled: bool
+    position: int = 0
 
 
 class _Step:
@@ -187,6 +228,13 @@ class _Block:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Block:
         return self  # for `as_they_were`, which takes it off the copy
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, when all that the device was given to do is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def as_they_were(network: nn.Module) -> None:

@@ -113,8 +113,9 @@ class LatentUpscaler:
         """Has the network compiled while it is used; returns self.
 
         The first call at a size runs as it is. A thread compiles for that size meanwhile, and
-        calls run compiled from when that is done (`compilation.ready`): none waits. What cannot
-        be compiled runs as it is, and `log` is told in one line.
+        calls run compiled from when that is done (`compilation.ready`): none waits. The first of
+        these are timed, every second one as it is, and the faster way is kept. What cannot be
+        compiled runs as it is, and `log` is told in one line.
         """
         if self.compilation is None:
             self.compilation = Compilation(self.network, self.name, log)

@@ -79,6 +79,20 @@ class Compiler:
         return function
 
 
+class Clock:
+    """In place of compiling's: what lies between every second question and the one before."""
+
+    def __init__(self, *durations: float) -> None:
+        self.durations = list(durations)
+        self.now, self.began = 0.0, False
+
+    def __call__(self, device: torch.device) -> float:
+        if self.began:
+            self.now += self.durations.pop(0)
+        self.began = not self.began
+        return self.now
+
+
 @pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
     fake = Compiler()
@@ -148,9 +162,8 @@ def test_compiled_is_as_eager() -> None:
     upscaler, log = load(BUNDLED), list[str]()
     x = latent(8, 8)
     expected = upscaler(x, TARGET)
-    upscaler.compile(log.append)
+    upscaler.compilation = Compilation(upscaler.network, upscaler.name, log.append, always=True)
     assert torch.equal(upscaler(x, TARGET), expected)
-    assert upscaler.compilation is not None
     until(lambda: bool(log))
     assert upscaler.compilation.ready, log
     assert "is compiled for its next jobs" in log[0]
@@ -228,6 +241,52 @@ def test_too_little_memory_is_no_failure_of_the_compiler(compiler: Compiler) -> 
     torch.testing.assert_close(result, expected)
     assert "ran out of memory" in log[1] and len(log) == 2
     assert compiler.runs == 3  # the next way is not compiled
+
+
+@pytest.mark.parametrize(("compiled", "plain"), [(2.0, 3.0), (3.0, 2.0)])
+def test_the_faster_way_is_kept(
+    compiled: float, plain: float, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the best call of each; the first compiled one may be slow."""
+    clock = Clock(9.0, plain, compiled, plain + 5)
+    monkeypatch.setattr(compiling, "_now", clock)
+    upscaler, log = load(BUNDLED), list[str]()
+    expected = upscaler(latent(8, 8), TARGET)
+    upscaler.compile(log.append)
+    upscaler(latent(8, 8), TARGET)
+    until(lambda: bool(log))
+    runs = []
+    for _ in range(8):
+        before = compiler.runs
+        torch.testing.assert_close(upscaler(latent(8, 8), TARGET), expected)
+        runs.append(compiler.runs > before)
+    assert runs == [True, False, True, False] + 4 * [compiled < plain]
+    assert clock.durations == [] and len(log) == 2
+    which = "compiled" if compiled < plain else "as it is"
+    assert log[1] == (
+        f"compact-sd15 takes {compiled:.3g} s compiled at this size and {plain:.3g} s as it is: "
+        f"it runs {which} from now on"
+    )
+    assert upscaler.compilation is not None and upscaler.compilation.ready
+
+
+def test_an_interrupted_call_says_nothing_of_the_faster_way(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upscaler, log = load(BUNDLED), list[str]()
+    upscaler.compile(log.append)
+    upscaler(latent(8, 8), TARGET)
+    until(lambda: bool(log))
+    clock = Clock(5.0, 2.0, 5.0, 2.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(compiling, "_now", lambda device: 0.0)
+        asked = iter([False] * 3 + [True] * 100)
+        with pytest.raises(Interrupted):
+            upscaler(latent(8, 8), TARGET, lambda: next(asked))
+    monkeypatch.setattr(compiling, "_now", clock)
+    for _ in range(4):
+        upscaler(latent(8, 8), TARGET)
+    assert clock.durations == [] and log[1].endswith("it runs as it is from now on")
 
 
 def test_few_sizes_are_compiled_and_each_by_itself(compiler: Compiler) -> None:

@@ -21,7 +21,7 @@ def compiled(model: Model, x: Tensor) -> tuple[Callable[[], Tensor], float]:
     """
     log: list[str] = []
     network = model.build().to(x.device, x.dtype)
-    compilation = Compilation(network, model.network.architecture, log.append)
+    compilation = Compilation(network, model.network.architecture, log.append, always=True)
 
     def run(x: Tensor, **how: Any) -> Tensor:
         return compilation.run(network, x, **how)

@@ -116,7 +116,8 @@ def _add_running() -> None:
         False,
         "Compile the networks with torch.compile",
         "for faster jobs once a network is compiled for a size, which takes up to minutes beside "
-        "the jobs; on a CPU it changes little; needs a model that is kept",
+        "the jobs, and where it is found to be faster; on a CPU it changes little; needs a model "
+        "that is kept",
     )
 
 
