@@ -10,19 +10,21 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lib_latent_upscale.architectures import from_state_dict, identify
 from lib_latent_upscale.architectures.halfway import Halfway
+from lib_latent_upscale.architectures.layers.chunks import before_pieces, chunk_limit
 from lib_latent_upscale.architectures.layers.tokens import to_picture
 from lib_latent_upscale.catalog import CATALOG
 from lib_latent_upscale.inference import load
+from lib_latent_upscale.training import initial
 
 from . import published
 
 SHIPPED = [entry.id for entry in CATALOG.values() if entry.architecture == "halfway"]
 
 
-@pytest.fixture
-def network() -> Halfway:
+@pytest.fixture(params=[0, 4])
+def network(request: pytest.FixtureRequest) -> Halfway:
     torch.manual_seed(0)
-    return Halfway(channels=4, dim=12, coarse=2, fine=1, folding=2).eval()
+    return Halfway(channels=4, dim=12, coarse=2, fine=1, folding=2, neighbours=request.param).eval()
 
 
 def latent() -> Tensor:
@@ -33,6 +35,7 @@ def test_its_numbers_of_blocks_are_read_off_its_weights(network: Halfway) -> Non
     weights = network.to_state_dict()
     assert identify(weights) is Halfway
     again = from_state_dict(weights)
+    assert isinstance(again, Halfway) and again.neighbours == network.neighbours
     with torch.no_grad():
         result = again(latent())
         assert result.shape == (2, 4, 16, 26)
@@ -70,8 +73,38 @@ def test_where_a_pixel_lies_between_two_features_counts(network: Halfway) -> Non
     assert torch.allclose(found[..., 3:9], found[..., 6:12], atol=1e-6)
     for shift in (1, 2):
         assert not torch.allclose(found[..., 3:9], found[..., 3 + shift : 9 + shift], atol=1e-3)
-    network.phase.weight.zero_()
+    initial.plain_resampling(network)
     assert torch.allclose(network.resampled(features, (12, 12)), features[..., :12, :12])
+
+
+@torch.no_grad()
+def test_a_feature_is_made_of_its_neighbours(network: Halfway) -> None:
+    """Of the two that it lies between, or of two more on each axis; at the ends of those there
+    are."""
+    network.phase.weight.zero_()
+    features = torch.rand(1, 12, 16, 16)
+    before = network.resampled(features, (12, 12))
+    reach = network.neighbours // 2 or 1
+    for row, column in ((0, 0), (7, 10), (15, 15)):
+        changed = features.clone()
+        changed[0, :, row, column] += 1
+        moved = (network.resampled(changed, (12, 12)) - before).abs().sum((0, 1)) > 1e-6
+        for axis, place in ((1, row), (0, column)):
+            centers = (torch.arange(12) + 0.5) * 16 / 12 - 0.5
+            lowest = centers.floor() + 1 - reach
+            of = torch.stack([(lowest + one).clamp(0, 15) == place for one in range(2 * reach)])
+            assert torch.equal(moved.any(axis), of.any(0))
+
+
+@torch.no_grad()
+def test_resampling_in_pieces_is_as_in_one(network: Halfway) -> None:
+    x, size = latent(), (12, 19)
+    pieces: list[int] = []
+    whole = network(x, size)
+    with chunk_limit(10_000), before_pieces(lambda: pieces.append(1)):
+        found = network(x, size)
+    assert torch.allclose(found, whole, atol=1e-6)
+    assert bool(pieces) is bool(network.neighbours)
 
 
 @pytest.mark.parametrize("id", SHIPPED)

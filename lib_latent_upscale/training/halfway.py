@@ -8,6 +8,9 @@ stages and the encoder's last, and where the least is to be computed some more, 
 first. The convolution that joins them is fitted by least squares. Then each half learns by itself
 to do what the whole codec's half does (`halves`), and they are joined anew; with --steps 0 0 they
 stay as they were cut out. Then: train --recipe halfway --set network.weights=start.safetensors
+
+With --begin, and --steps 0 0, weights from before networks resampled by neighbours become such that
+the recipe goes on from; they compute what they did.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from torch.nn import functional as F
 
 from ..architectures.halfway import Halfway, ResidualBlock
 from ..architectures.layers.tokens import to_picture
+from ..architectures.network import Shapes
 from ..spaces import RAW
 from ..weights import writing
 from . import codecs, devices, halves, initial, trained, whole
@@ -38,6 +42,8 @@ _BLOCKS = 3
 """Of each of TAESD's stages."""
 _MORE = 3
 """Blocks more at the small latent's size: as many as 30 GFLOP for a latent of 64x64 allow."""
+_NEIGHBOURS = 4
+"""That resampling looks at on each axis."""
 _COARSE, _FINE = 3, 8
 """The first block of the decoder's first stage, and of its second one."""
 _DOUBLING = 7
@@ -80,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
     if not isinstance(vae, TinyVae) or vae.encoder is None or vae.decoder is None:
         raise TrainingError("halfway begins from TAESD's encoder and decoder, no other VAE's")
     if options.begin:
-        network = trained.halfway_of(options.begin, space)[1].train()
+        network = with_neighbours(trained.halfway_of(options.begin, space)[1]).train()
     else:
         network = joined(vae.encoder, vae.decoder, reader.small_latents(options.pairs))
     if any(options.steps):
@@ -91,6 +97,19 @@ def run(options: argparse.Namespace) -> int:
         writing.write(part, network.cpu().to_state_dict(), about)
     print(f"{options.out}: train --recipe halfway --set network.weights={options.out}")
     return 0
+
+
+def with_neighbours(network: Halfway) -> Halfway:
+    """A network that computes what the given one does and can learn to resample by neighbours; the
+    given one if it can already."""
+    if network.neighbours:
+        return network
+    weights = network.state_dict()
+    built = Halfway.hyperparameters(Shapes({key: tuple(v.shape) for key, v in weights.items()}))
+    able = Halfway(**{**built, "neighbours": _NEIGHBOURS})
+    initial.plain_resampling(able)
+    able.load_state_dict(weights, strict=False)  # which lack the layers for that only
+    return able
 
 
 def learn_halves(
@@ -121,7 +140,9 @@ def joined(encoder: codecs.Encoder, decoder: codecs.Decoder, latents: Iterable[T
     """A network of a codec's halves; latents: small ones (1, C, h, w), in UNet scale."""
     first = decoder[1]
     assert isinstance(first, nn.Conv2d)
-    network = Halfway(decoder.channels, first.out_channels, _BLOCKS + _MORE, _BLOCKS, _BLOCKS)
+    network = Halfway(
+        decoder.channels, first.out_channels, _BLOCKS + _MORE, _BLOCKS, _BLOCKS, _NEIGHBOURS
+    )
     network.eval()
     _copy(first, network.conv_first)
     _copy(decoder[_DOUBLING], network.unfold)
@@ -129,7 +150,7 @@ def joined(encoder: codecs.Encoder, decoder: codecs.Decoder, latents: Iterable[T
     for added in list(network.coarse)[_BLOCKS:]:
         assert isinstance(added, ResidualBlock)
         initial.zero(added.conv3)  # what comes in is not negative, and goes out as it is
-    initial.zero(network.phase)
+    initial.plain_resampling(network)
     for index in range(_BLOCKS):
         _copy_block(decoder[_COARSE + index], network.coarse[index])
         _copy_block(decoder[_FINE + index], network.fine[index])

@@ -137,12 +137,12 @@ def begin(reading: Reading, writing: Writing, vae: Vae, latents: Sequence[Tensor
 
 @torch.no_grad()
 def join(reading: Reading, writing: Writing, latents: Iterable[Tensor]) -> None:
-    """Sets their network's `fold`, and `phase` to do nothing: it was of other features.
+    """Sets their network's `fold`, and its resampling to a plain one: it was of other features.
 
     latents: small ones (1, C, h, w), in UNet scale.
     """
     network = reading.network
-    initial.zero(network.phase)
+    initial.plain_resampling(network)
 
     def examples() -> Iterator[tuple[Tensor, Tensor]]:
         for latent in latents:

@@ -28,7 +28,7 @@ def initialise(network: Network) -> None:
         # It begins as bilinear interpolation, which is the best that it knows then.
         zero(network.conv_last)
     elif isinstance(network, Halfway):
-        zero(network.phase)  # plain resampling
+        plain_resampling(network)
 
 
 def _transformer(network: RestorationNetwork) -> None:
@@ -52,6 +52,14 @@ def _quiet_blocks(network: Ttl) -> None:
             last = module.out_layers[3]
             assert isinstance(last, nn.Conv2d)
             zero(last)
+
+
+def plain_resampling(network: Halfway) -> None:
+    """Lets what it knows of places do nothing at first."""
+    zero(network.phase)
+    if network.neighbours:
+        zero(network.down)
+        zero(network.across)
 
 
 def zero(layer: nn.Conv2d) -> None:

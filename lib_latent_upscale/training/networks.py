@@ -191,7 +191,7 @@ def _compact(told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _halfway(told: Mapping[str, Any]) -> dict[str, Any]:
-    return {"dim": 64, "coarse": 6, "fine": 3, "folding": 3}
+    return {"dim": 64, "coarse": 6, "fine": 3, "folding": 3, "neighbours": 4}
 
 
 _PUBLISHED: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {

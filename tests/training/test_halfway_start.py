@@ -52,7 +52,7 @@ def test_its_halves_are_the_codec_s(codec: tuple[Encoder, Decoder]) -> None:
         folded = network.conv_last(network.folding(to_tokens(middle)))
         assert torch.allclose(to_picture(folded), end, atol=1e-6)
         plain = F.interpolate(features, size=(18, 20), mode="bilinear")
-        assert torch.equal(network.resampled(features, (18, 20)), plain)
+        assert torch.allclose(network.resampled(features, (18, 20)), plain, atol=1e-6)
     assert len(network.coarse) > 3  # those above changed nothing
 
 
@@ -172,6 +172,19 @@ def test_the_command_writes_what_training_begins_from(
     upscaler = lib_latent_upscale.load(out)
     assert upscaler.network.architecture == "halfway"
     assert upscaler(latents(1)[0], (24, 24)).shape == (1, 4, 24, 24)
+    # On from weights that resample linearly: what they compute, and more to learn by.
+    torch.manual_seed(0)
+    old = Halfway(4, dim=8, coarse=1, fine=1, folding=1)
+    about = {"architecture": "halfway", "space": "sd15", "input": "unet"}
+    linear = tmp_path / "linear.safetensors"
+    save_file(old.state_dict(), linear, about)
+    began = ["--begin", str(linear), "--out", str(out), "--steps", "0", "0"]
+    assert main(["halfway", *said, *few, *began]) == 0
+    able = lib_latent_upscale.load(out).network
+    assert isinstance(able, Halfway) and able.neighbours and not old.neighbours
+    with torch.no_grad():
+        for size in ((24, 24), (18, 20)):
+            assert torch.allclose(able(latents(1)[0], size), old(latents(1)[0], size), atol=1e-6)
     # No network of that architecture, and without a decoder there is nothing to begin from.
     other = str(Path(lib_latent_upscale.__file__).parent.parent / "models" / OTHER)
     assert main(["halfway", *said, *few, "--begin", other, "--out", str(out)]) == 2
