@@ -318,8 +318,8 @@ _ENTRIES = (
         "0bca261c96e136cb9e2f330f40386e6cbcaaf464cd39e9f7752c9e7b32e825e8",
         "a611e85506237312706bd49c8e2d8791f43f7303",
     ),
-    _bundled(SD3, 2_852_456, "7c4f78d55c9190c7b4ff8685fb166999ff7410dbe84680a09af3c014812a3f1c"),
-    _bundled(FLUX, 2_852_456, "fd1472857bad7f81828368eb6c9d7669e2b8fe80aad6a9fb5fd3eb46af95e3b2"),
+    _bundled(SD3, 3_049_240, "2a4ca865b1f209fc34a3049e85611bf7d4ad096eab3348a18773899d725a8010"),
+    _bundled(FLUX, 3_049_240, "8bd050c7be9cf988323cf297bbb34769d12c2dc666c50d6f9e25f9719abc0ce4"),
 )
 
 CATALOG: Mapping[str, Entry] = {entry.id: entry for entry in _ENTRIES}
