@@ -135,9 +135,16 @@ def _load(network: nn.Module, path: Path) -> None:
         if shapes[0] != shapes[1]:
             raise TrainingError(
                 f"{path} does not fit the network: {key!r} is {shapes[0]} in it and {shapes[1]} in "
-                "the network"
+                "the network" + ("" if key in given else _WHAT_TO_DO.get(key, ""))
             )
     target.load_state_dict({key: value.float() for key, value in given.items()}, strict=False)
+
+
+_WHAT_TO_DO = {
+    "across.weight": ". Its network resamples linearly: --set network.neighbours=0 does as well, "
+    "and the command halfway, with --begin and --steps 0 0, makes weights of it that can learn more"
+}
+"""By the first key that weights of an earlier form of a network lack."""
 
 
 # The published parameters, given those that were told: what follows from a width follows from the
