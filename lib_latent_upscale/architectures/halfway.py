@@ -117,11 +117,11 @@ class Halfway(Network):
         """Features (N, dim, H, W) as (N, dim, *size), each made of those it lies between."""
         if not self.neighbours:
             return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
-        tokens = _along(to_tokens(features), 1, size[0], self.down, self.neighbours)
-        return to_picture(_along(tokens, 2, size[1], self.across, self.neighbours))
+        tokens = _along(to_tokens(features), 1, size[0], self.down)
+        return to_picture(_along(tokens, 2, size[1], self.across))
 
 
-def _along(x: Tensor, axis: int, wanted: int, layer: Conv2d, neighbours: int) -> Tensor:
+def _along(x: Tensor, axis: int, wanted: int, layer: Conv2d) -> Tensor:
     """Tokens (N, H, W, C), `wanted` of them on an axis (1 or 2): linear interpolation, and what
     `layer` makes of the nearest ones, as much of it as their places say."""
     given, channels = x.shape[axis], x.shape[3]
@@ -130,11 +130,11 @@ def _along(x: Tensor, axis: int, wanted: int, layer: Conv2d, neighbours: int) ->
     sides = [wanted if side == axis else x.shape[side] for side in (1, 2)]
     between = F.interpolate(to_picture(x), size=sides, mode="bilinear", align_corners=False)
     between = to_tokens(between)
-    nearest = _nearest(given, wanted, neighbours).to(x.device)
+    nearest = _nearest(given, wanted, layer.in_channels // channels).to(x.device)
     places = _places(given, wanted)[0, :, :, 0].T.to(x)
-    across = x.shape[0] * x.shape[3 - axis] * (neighbours + 2 * _PLACE_CHANNELS) * channels
+    values = x.shape[0] * x.shape[3 - axis] * (layer.in_channels + 2 * layer.out_channels)
     parts = []
-    for first, last in pieces_of(wanted, across * x.element_size()):
+    for first, last in pieces_of(wanted, values * x.element_size()):
         near = [x.index_select(axis, one[first:last]) for one in nearest]
         found = layer(torch.cat(near, dim=3)).unflatten(3, (_PLACE_CHANNELS, channels))
         by_place = places[first:last, None] if axis == 1 else places[first:last]
