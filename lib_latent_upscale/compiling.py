@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_flatten
 
 from .architectures.layers import chunks
 from .architectures.network import Network
+from .clock import now
 from .memory import is_out_of_memory
 from .recording import Recording, record
 
@@ -75,7 +76,7 @@ class Compilation:
         on_trial = ready and size.faster is None
         compiled = ready and size.compiled_next
         self._local.call = _Call(size.steps, records, compiled)
-        started = _now(x.device) if on_trial else 0.0
+        started = now(x.device) if on_trial else 0.0
         try:
             result = network(x, **how)
         except BaseException:
@@ -88,7 +89,7 @@ class Compilation:
         if records:
             _compile_later(self, size)
         if on_trial and not self._failed:
-            self._judge(size, compiled, _now(x.device) - started)
+            self._judge(size, compiled, now(x.device) - started)
         return result
 
     @property
@@ -228,13 +229,6 @@ class _Block:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Block:
         return self  # for `as_they_were`, which takes it off the copy
-
-
-def _now(device: torch.device) -> float:
-    """Seconds, when all that the device was given to do is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def as_they_were(network: nn.Module) -> None:

@@ -249,7 +249,7 @@ def test_the_faster_way_is_kept(
 ) -> None:
     """By the best call of each; the first compiled one may be slow."""
     clock = Clock(9.0, plain, compiled, plain + 5)
-    monkeypatch.setattr(compiling, "_now", clock)
+    monkeypatch.setattr(compiling, "now", clock)
     upscaler, log = load(BUNDLED), list[str]()
     expected = upscaler(latent(8, 8), TARGET)
     upscaler.compile(log.append)
@@ -279,11 +279,11 @@ def test_an_interrupted_call_says_nothing_of_the_faster_way(
     until(lambda: bool(log))
     clock = Clock(5.0, 2.0, 5.0, 2.0)
     with monkeypatch.context() as patch:
-        patch.setattr(compiling, "_now", lambda device: 0.0)
+        patch.setattr(compiling, "now", lambda device: 0.0)
         asked = iter([False] * 3 + [True] * 100)
         with pytest.raises(Interrupted):
             upscaler(latent(8, 8), TARGET, lambda: next(asked))
-    monkeypatch.setattr(compiling, "_now", clock)
+    monkeypatch.setattr(compiling, "now", clock)
     for _ in range(4):
         upscaler(latent(8, 8), TARGET)
     assert clock.durations == [] and log[1].endswith("it runs as it is from now on")

@@ -19,6 +19,7 @@ FLOORS = {
     "spaces": 0,
     "resample": 0,
     "tiling": 0,
+    "clock": 0,
     "preview": 1,
     "catalog": 1,
     "memory": 1,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..clock import now
 from .networks import Model
 
 _PRODUCT = 2048  # the side of the square matrices that show the machine's rate
@@ -55,9 +56,8 @@ def timed(call: Callable[[], Any]) -> Seconds:
     """What a call takes, up to the end of what it started on an accelerator."""
     wall, cpu = time.perf_counter(), time.process_time()
     result = call()
-    if isinstance(result, Tensor) and result.device.type == "cuda":
-        torch.cuda.synchronize(result.device)
-    return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
+    device = result.device if isinstance(result, Tensor) else torch.device("cpu")
+    return Seconds(now(device) - wall, time.process_time() - cpu)
 
 
 def median(seconds: Sequence[Seconds]) -> float:

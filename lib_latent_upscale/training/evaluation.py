@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..clock import now
 from ..inference import LatentUpscaler
 from ..spaces import RAW, LatentSpace
 from . import metrics
@@ -194,13 +194,6 @@ def _decoded(vae: Vae, latent: Tensor) -> Tensor:
 
 
 def _timed(way: Way, latent: Tensor, size: Size) -> tuple[Tensor, float]:
-    _synchronize(latent.device)
-    started = time.perf_counter()
+    started = now(latent.device)
     result = way.upscale(latent, size)
-    _synchronize(latent.device)
-    return result, time.perf_counter() - started
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return result, now(latent.device) - started

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from ..cache import Model
 from ..catalog import Entry
+from ..clock import now
 from ..inference import Interrupted
 from ..resample import resample
 from ..spaces import SPACES
@@ -94,7 +94,7 @@ def upscale(
 
 def run(model: Model, latent: Tensor, size: tuple[int, int]) -> Tensor:
     """As `upscale`, but raises `Interrupted`."""
-    started = time.perf_counter()
+    started = now(latent.device)
     models.cache.policy, models.cache.budget = settings.policy(), settings.budget()
     chosen = settings.precision()
     dtype = settings.PRECISIONS[chosen] if chosen else host.precision(latent.device)
@@ -111,7 +111,7 @@ def run(model: Model, latent: Tensor, size: tuple[int, int]) -> Tensor:
             limit=settings.chunk_limit(),
             told=lambda *how: ran.append(how),
         )
-    (height, width), seconds = latent.shape[-2:], time.perf_counter() - started
+    (height, width), seconds = latent.shape[-2:], now(latent.device) - started
     device, precision = ran[-1]
     print(
         f"Latent upscale: {model.upscaler.name}, {width}x{height} to {size[1]}x{size[0]} "
