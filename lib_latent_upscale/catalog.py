@@ -190,15 +190,15 @@ def _ttl(space: LatentSpace, sha256: str, git_blob: str) -> Entry:
 
 
 _ENTRIES = (
-    _bundled(SD15, 2_824_784, "aa1569c68b2ef08fb30933eec9e13498f22248f6e26816386ff3e0e21187e2f3"),
+    _bundled(SD15, 3_021_568, "4d75c14a3392aebde3552f18287f1ca06f813a08442b548fa9896dbc3b786d5d"),
     _own(
         "sharp-sd15",
         "Latent (sharp SD1.5)",
         "halfway",
         SD15,
         "halfway-sharp-sd15.safetensors",
-        2_824_784,
-        "54aba4d5364395b317afd09374c93ab0df173d768766c5ae55fb7cbc0cd0cd69",
+        3_021_568,
+        "0b9bf5ecf3f9050d548eaceedf58d09454abe17b98c3d291c564d886746c214e",
         factor=None,
     ),
     _own(
@@ -247,7 +247,7 @@ _ENTRIES = (
         184_614_288,
         "7e0b933982d45cfe",
     ),
-    _bundled(SDXL, 2_824_784, "9eea8b9ed0e237ffffb6ce2e89b9c42bcbd8a8c841f3226dff2901295b52a4c9"),
+    _bundled(SDXL, 3_021_568, "ef548859a943b057e37376de888843f823afac5b771c4296c049f2cc8d55e2cb"),
     _sudo(
         "swinfir-4x6-mse-sdxl",
         "Latent (SwinFIR 4x6 MSE SDXL)",
